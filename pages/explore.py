@@ -1,0 +1,56 @@
+"""What is in this dataset, and what looks wrong?"""
+
+from dataclasses import replace
+
+import streamlit as st
+
+from chaffinch import views
+from chaffinch.ui import cached, explore, jobs, pickers, shell
+
+shell.enter("pages/explore.py")
+spec = pickers.dataset_and_encoder(shell.first_spec())
+
+with shell.explained():
+    study = cached.study(spec)
+    study.key  # an encoder that is not there is an error now
+    if not study.has_features():
+        shell.keep(spec)
+        st.subheader("The pictures are being embedded")
+        st.caption("This happens once for a draw and an encoder; the result is kept.")
+        jobs.prepare(study, spec)
+        st.stop()
+    known = explore.known_detections(study, spec.detectors)
+    spec = pickers.detectors(spec, study, known)
+    known = explore.known_detections(study, spec.detectors)
+    found = list(known.values())
+    votes = views.vote(len(study), found, spec.detectors, spec.votes)
+    focus = study.position(spec.sample)
+
+    top = st.container()
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        spec, only = explore.map_controls(spec, study)
+        kind = spec.map if study.has_map(spec.map) else "pca"
+        event, within = explore.draw_map(spec, study, found, votes, only=only, kind=kind, focus=focus)
+        if kind != spec.map:
+            st.caption("PCA is shown while UMAP is being computed.")
+            jobs.prepare(study, spec)
+        explore.map_footer(study, kind)
+    with top:
+        explore.strip(study, votes, within)
+    with right:
+        beside = st.container()
+        spec, picked = explore.gallery_panel(spec, study, found, votes, within, focus)
+        clicked = picked if event.clicked is None else event.clicked
+        with beside:
+            if focus is not None:
+                closed, near = explore.inspector(study, views.inspect(study, focus, found, votes))
+                spec = replace(spec, sample="") if closed else spec
+                clicked = near if near is not None else clicked
+    if clicked is not None:
+        spec = replace(spec, sample=study.name_of(clicked))
+    before = shell.first_spec()
+    shell.keep(spec)
+    if spec.sample != before.sample:
+        st.rerun()
+    explore.compute_missing(study, spec.detectors, known)

@@ -1,0 +1,1 @@
+"""What several families stand on: errors, files, threads, neighbours, mixtures, linear probes."""

@@ -1,0 +1,326 @@
+"""Out-of-sample class probabilities from features: multinomial logistic regression, all folds solved at once.
+
+The model of fold k is fitted on the samples outside fold k and predicts those inside. It minimises
+
+    f(W) = - sum_i log softmax(W z_i)[y_i] + penalty/2 * |W|^2
+
+over standardised features z. Three things make that cheap:
+
+* One product serves all models: their weights are stacked, so a step costs two matrix products in all.
+* Features are rotated to their principal axes. The bound of Böhning (1992) on the Hessian,
+  ``diag(p) - p p^T <= 1/2``, is then a diagonal, ``curvature = variance * N/2 + penalty``, and a step
+  ``W - gradient / curvature`` always goes down. It sees no labels, so all models can share it.
+* L-BFGS on top of that bound needs no line search: 7 to 15 steps instead of hundreds.
+
+Features may be seen by all models (scaling, axes), labels never by the model that predicts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import InputError
+from .threads import blas_threads
+
+Floats = NDArray[np.float64]
+Single = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Progress = Callable[[float], None]
+
+PENALTIES = (1.0, 10.0, 100.0, 1000.0)
+"""Penalties to choose from (scikit-learn's ``C`` is 1/penalty)."""
+
+TRACE = 0
+MEMORY = 10
+"""Pairs that L-BFGS remembers."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What `linear_probe` returns.
+
+    Attributes:
+        pred_probs: (N, C) class probabilities of each sample from the model that did not see its label.
+        logits: (N, C) out-of-sample scores, ``pred_probs = softmax(logits)``. All models share penalty,
+            scaling and gauge (the scores of a sample sum to zero), so rows of different folds compare.
+        head: weights (C, D) and bias (C,) fitted on all samples; ``X @ weights.T + bias`` are its logits.
+        penalty: the penalty used.
+    """
+
+    pred_probs: Floats
+    logits: Floats
+    head: tuple[Floats, Floats]
+    penalty: float
+
+
+@dataclass(frozen=True)
+class _Design:
+    """Features on their principal axes, sorted by fold; the last column is one (for the bias).
+
+    Attributes:
+        z: (N, D+1).
+        y: (N,) labels, in the order of ``z``.
+        starts: (K+1,) where each fold begins.
+        variance: (D+1,) sum of squares of each column.
+        mean, rotation: (D,) and (D, D), ``z = (x - mean) @ rotation``.
+    """
+
+    z: Single
+    y: Ints
+    starts: Ints
+    variance: Floats
+    mean: Floats
+    rotation: Floats
+
+
+def linear_probe(
+    X: ArrayLike,
+    y: ArrayLike,
+    n_classes: int,
+    *,
+    folds: int | ArrayLike = 5,
+    seed: int = 0,
+    penalty: float | None = None,
+    tolerance: float = 1e-5,
+    max_steps: int = 200,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Probe:
+    """Cross-validated logistic regression on given (noisy) labels.
+
+    Args:
+        X: (N, D) finite features, on any scale.
+        y: (N,) given labels, 0 to C-1.
+        n_classes: C; a class may have no samples.
+        folds: number of folds, dealt evenly within each class; or (N,) the fold of each sample, from 0.
+        seed: of the deal.
+        penalty: of the squared weights of standardised features. None chooses the one of ``PENALTIES``
+            with the lowest loss of given labels on the first fold.
+        tolerance: stop when the loss per sample can fall by about this much.
+        max_steps: stop after so many steps anyway.
+        threads: BLAS threads. The result is the same to the last bit for the same number of threads.
+        progress: called with the share done, 0 to 1.
+
+    Returns:
+        Probabilities, logits and a head on all samples.
+
+    Raises:
+        InputError: shapes or labels do not fit, a feature is not finite, or there is only one class.
+    """
+    X, y = np.asarray(X), np.asarray(y)
+    _check(X, y, n_classes, penalty)
+    fold = _folds(y, folds, seed)
+    report = progress or (lambda share: None)
+    with blas_threads(threads):
+        design, order = _design(X, y, fold)
+        report(0.05)
+        if penalty is None:
+            penalty = _choose_penalty(design, n_classes, max_steps, report)
+        k = len(design.starts) - 1
+        held = np.arange(k + 1)  # model i does not see fold i; model k, the head, sees all
+        W = _solve(design, n_classes, held, np.full(k + 1, penalty), tolerance, max_steps, _part(report, 0.4, 1.0))
+        logits = np.empty((len(y), n_classes))
+        for i in range(k):
+            logits[order[design.starts[i] : design.starts[i + 1]]] = _scores(design, W[:, i], i)
+    weights = W[:, k, :-1] @ design.rotation.T
+    return Probe(_softmax(logits), logits, (weights, W[:, k, -1] - weights @ design.mean), float(penalty))
+
+
+def _check(X: NDArray[np.generic], y: NDArray[np.generic], n_classes: int, penalty: float | None) -> None:
+    if X.ndim != 2 or y.ndim != 1 or len(X) != len(y) or X.dtype.kind not in "fiub":
+        raise InputError(f"features must be (N, D) numbers and labels (N,), got {X.shape} and {y.shape}")
+    if y.dtype.kind not in "iu":
+        raise InputError(f"labels must be whole numbers from 0, got {y.dtype}; number the classes first")
+    bad = np.flatnonzero((y < 0) | (y >= n_classes))  # type: ignore[operator]
+    if len(bad):
+        raise InputError(f"row {bad[0]}: label {y[bad[0]]} is not one of the classes 0 to {n_classes - 1}")
+    if len(y) == 0 or (y == y[0]).all():
+        raise InputError("only one class is present in the labels; a classifier needs samples of at least two")
+    if penalty is not None and not penalty > 0:
+        raise InputError(f"the penalty must be positive, got {penalty}; try 1 to 1000")
+
+
+def _folds(y: NDArray[np.generic], folds: int | ArrayLike, seed: int) -> Ints:
+    """The fold (N,) of each sample: given, or dealt in turn to the shuffled samples of each class."""
+    given = np.asarray(folds)
+    if given.ndim:
+        if given.shape != y.shape or given.dtype.kind not in "iu" or given.min() < 0:
+            raise InputError(f"folds must be a number or (N,) whole numbers from 0, got {given.shape}")
+        fold: Ints = np.unique(given, return_inverse=True)[1].astype(np.int64)
+        if fold.max() == 0:
+            raise InputError("there is only one fold; at least two are needed")
+        return fold
+    if given.dtype.kind not in "iu" or given < 2:
+        raise InputError(f"at least two folds are needed, got {folds}")
+    order = np.random.default_rng(seed).permutation(len(y))
+    fold = np.empty(len(y), np.int64)
+    fold[order[np.argsort(y[order], kind="stable")]] = np.arange(len(y)) % min(int(given), len(y))
+    return fold
+
+
+def _design(X: NDArray[np.generic], y: NDArray[np.generic], fold: Ints) -> tuple[_Design, Ints]:
+    """Standardise, rotate and sort; also the order (N,), so that ``design.z[i]`` is ``X[order[i]]``."""
+    n, dim = X.shape
+    order = np.argsort(fold, kind="stable")
+    mean = X.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        row = next(i for i in range(n) if not np.isfinite(X[i].astype(np.float64)).all())
+        raise InputError(f"row {row} of the features is not finite; fix or leave out such rows")
+    z = np.ones((n, dim + 1), np.float32)
+    gram = np.zeros((dim, dim))
+    for rows in _blocks(0, n, 4096):
+        z[rows, :-1] = X[order[rows]] - mean
+        gram += z[rows, :-1].T @ z[rows, :-1]
+    if not np.isfinite(gram).all():
+        raise InputError("the features are too large to square in single precision; scale them down")
+    scale = np.sqrt(np.diag(gram) / n)
+    inverse = np.divide(1, scale, out=np.zeros(dim), where=scale > 1e-6 * np.abs(mean))  # constant: left out
+    variance, axes = np.linalg.eigh(inverse[:, None] * gram * inverse)
+    rotation = inverse[:, None] * axes
+    for rows in _blocks(0, n, 4096):
+        z[rows, :-1] = z[rows, :-1] @ rotation.astype(np.float32)
+    starts = np.searchsorted(fold[order], np.arange(fold.max() + 2))
+    variance = np.append(np.maximum(variance, 0), n)
+    return _Design(z, y[order].astype(np.int64), starts, variance, mean, rotation), order
+
+
+def _choose_penalty(design: _Design, n_classes: int, max_steps: int, report: Progress) -> float:
+    """Of ``PENALTIES``, the one whose model without fold 0 loses least on the given labels of fold 0."""
+    held = np.zeros(len(PENALTIES), np.int64)
+    W = _solve(design, n_classes, held, np.array(PENALTIES), 1e-3, max_steps, _part(report, 0.05, 0.4))
+    y = design.y[: design.starts[1]]
+    losses = [
+        -np.log(_softmax(_scores(design, W[:, i], 0))[np.arange(len(y)), y] + 1e-12).mean()
+        for i in range(len(PENALTIES))
+    ]
+    return PENALTIES[int(np.argmin(losses))]
+
+
+def _solve(
+    design: _Design,
+    n_classes: int,
+    held: Ints,
+    penalty: Floats,
+    tolerance: float,
+    max_steps: int,
+    report: Progress,
+) -> Single:
+    """Weights (C, M, D+1) of M models; model m is fitted without fold ``held[m]`` and with ``penalty[m]``."""
+    shrink = np.outer(penalty, np.append(np.ones(len(design.variance) - 1), 0)).astype(np.float32)  # (M, D+1)
+    curvature = (design.variance / 2 + shrink + 1e-6).astype(np.float32)
+    W = np.zeros((n_classes, len(held), design.z.shape[1]), np.float32)
+    W[:, :, -1] = _log_priors(design, n_classes, held)
+
+    def evaluate(W: Single) -> tuple[Floats, Single]:
+        loss, gradient = _loss(design, W, held)
+        return loss + 0.5 * _dot(W, shrink * W), gradient + shrink * W
+
+    loss, gradient = evaluate(W)
+    pairs: list[tuple[Single, Single, Floats]] = []  # steps, changes of the gradient, 1 / (step . change)
+    scale = np.ones(len(held))
+    ups = np.zeros(len(held), np.int64)
+    first = 0.0
+    for _ in range(max_steps):
+        fall = _dot(gradient, gradient / curvature).max() / len(design.z)
+        if fall <= tolerance:
+            break
+        first = max(first, fall)
+        report(1 - np.log(fall / tolerance) / np.log(first / tolerance + 1))
+        step = -_lbfgs(gradient, curvature, pairs, scale)
+        new_loss, new_gradient = evaluate(W + step)
+        down = new_loss <= loss + 1e-6 * np.abs(loss)
+        change = new_gradient - gradient
+        along = _dot(step, change)
+        use = along > 0
+        pairs.append((step, change, np.where(use, 1 / np.where(use, along, 1), 0)))
+        scale = np.where(use, along / np.maximum(_dot(change, change / curvature), 1e-30), scale)
+        ups = np.where(down, 0, ups + 1)
+        pairs = [(s, c, np.where(ups < 2, r, 0)) for s, c, r in pairs[-MEMORY:]]
+        scale = np.where(ups < 2, scale, 1)
+        if TRACE:
+            print("up", (~down).sum(), ups.max(), "fall", f"{fall:.1e}", "loss", loss.sum())
+        accept = down[:, None]
+        W, gradient = np.where(accept, W + step, W), np.where(accept, new_gradient, gradient)
+        loss = np.where(down, new_loss, loss)
+    report(1.0)
+    return W
+
+
+def _lbfgs(gradient: Single, curvature: Single, pairs: list[tuple[Single, Single, Floats]], scale: Floats) -> Single:
+    """Inverse Hessian times gradient, each model for itself (two-loop recursion, Nocedal 1980)."""
+    q, back = gradient.copy(), []
+    for step, change, r in reversed(pairs):
+        back.append(r * _dot(step, q))
+        q -= back[-1].astype(np.float32)[:, None] * change
+    q *= scale.astype(np.float32)[:, None] / curvature
+    for (step, change, r), a in zip(pairs, reversed(back), strict=True):
+        q += (a - r * _dot(change, q)).astype(np.float32)[:, None] * step
+    return q
+
+
+def _loss(design: _Design, W: Single, held: Ints) -> tuple[Floats, Single]:
+    """Cross-entropy (M,) and gradient (C, M, D+1) of all models, each without the fold held out."""
+    loss, gradient = np.zeros(len(held)), np.zeros_like(W)
+    for k in range(len(design.starts) - 1):
+        sees = np.flatnonzero(held != k)
+        if len(sees) == 0:
+            continue
+        V = W[:, sees].reshape(-1, W.shape[2])
+        G = np.zeros_like(V)
+        for rows in _blocks(design.starts[k], design.starts[k + 1], _rows(len(V))):
+            z, own = design.z[rows], design.y[rows]
+            i = np.arange(len(z))
+            p = (V @ z.T).reshape(len(W), len(sees), len(z))
+            p -= p.max(axis=0)
+            score = p[own, :, i]  # (B, M)
+            np.exp(p, out=p)
+            total = p.sum(axis=0)  # (M, B)
+            loss[sees] += np.log(total).sum(axis=1, dtype=np.float64) - score.sum(axis=0, dtype=np.float64)
+            p /= total
+            p[own, :, i] -= 1
+            G += p.reshape(len(V), -1) @ z
+        gradient[:, sees] += G.reshape(len(W), len(sees), -1)
+    return loss, gradient
+
+
+def _log_priors(design: _Design, n_classes: int, held: Ints) -> Floats:
+    """Log of the class shares (C, M) that each model sees, less their mean; half a sample more per class."""
+    spans = zip(design.starts[:-1], design.starts[1:], strict=True)
+    per_fold = np.array([np.bincount(design.y[a:b], minlength=n_classes) for a, b in spans])
+    seen = np.array([per_fold[np.arange(len(per_fold)) != k].sum(axis=0) for k in held]).T
+    logs = np.log(seen + 0.5)
+    return logs - logs.mean(axis=0)
+
+
+def _scores(design: _Design, w: Single, k: int) -> Floats:
+    """Scores (n, C) of the samples of fold k under weights (C, D+1)."""
+    return (design.z[design.starts[k] : design.starts[k + 1]] @ w.T).astype(np.float64)
+
+
+def _softmax(scores: Floats) -> Floats:
+    p = np.exp(scores - scores.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    return p
+
+
+def _dot(a: Single, b: Single) -> Floats:
+    """Inner product (M,) of two (C, M, D+1), model by model."""
+    return np.einsum("cmd,cmd->m", a, b, dtype=np.float64)
+
+
+def _rows(width: int) -> int:
+    """Samples a block, so that its scores stay in the cache."""
+    return int(np.clip(2**18 // width, 256, 4096))
+
+
+def _blocks(start: int, stop: int, size: int) -> Iterator[slice]:
+    for a in range(start, stop, size):
+        yield slice(a, min(a + size, stop))
+
+
+def _part(report: Progress, start: float, stop: float) -> Progress:
+    return lambda share: report(start + (stop - start) * min(max(share, 0.0), 1.0))

@@ -1,0 +1,352 @@
+"""The `chaffinch` command.
+
+Exit codes: 0 done, 1 it failed, 2 bad usage or unusable input. Results go to standard output, progress to standard
+error; with ``--json`` standard output holds one JSON document and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .base.errors import InputError
+
+
+class Meter:
+    """One line on standard error that is rewritten: what is being done, how much of it, how long it will take."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet, self.live = quiet, sys.stderr.isatty()
+        self.what, self.started, self.shown = "", 0.0, -1.0
+
+    def __call__(self, what: str, share: float, left: float | None = None, detail: str = "") -> None:
+        """Show progress; not on a terminal, one line every tenth is enough."""
+        now = time.monotonic()
+        if what != self.what:
+            self.what, self.started, self.shown = what, now, -1.0
+        if self.quiet or (share < 1 and share - self.shown < (0.005 if self.live else 0.1)):
+            return
+        self.shown = share
+        if left is None:
+            left = (now - self.started) * (1 - share) / share if share > 0 else 0.0
+        text = f"{what} {share:6.1%}{detail}" + (f", {clock(left)} left" if share < 1 and left >= 1 else "")
+        end = "\n" if share >= 1 or not self.live else ""
+        print(f"\r\x1b[K{text}" if self.live else text, end=end, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, such as 3:07."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _detect(args: argparse.Namespace) -> int:
+    from . import registry
+    from .exports import FORMATS, write_table
+    from .spec import Cut
+    from .study import Study, run_detectors
+    from .workspace import Workspace
+
+    out = Path(args.out) if args.out else None
+    if out and out.suffix not in FORMATS:
+        raise InputError(f"--out {out}: the file name must end in {' or '.join(FORMATS)}")
+    meter = Meter(args.quiet)
+    study = Study(args.dataset, args.encoder, workspace=Workspace(args.workspace), seed=args.seed)
+    wanted = args.detector or ["lsa", "small-loss"]
+    every = "all" in wanted
+    cuts = [Cut(slug) for slug in registry.methods("detector")] if every else [Cut.parse(t) for t in wanted]
+    study.embed(meter)
+    done, skipped = run_detectors(study, cuts, skip=every, report=meter)
+    if not done:
+        raise InputError("no detector could run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
+    chosen = {c.detector: c for c in cuts}
+    results = {d.slug: study.figures(d, d.flags(chosen[d.slug])) for d in done}
+    meter("detectors", 1.0)
+    if out:
+        write_table(study.table(done, cuts), out)
+    document = {"dataset": study.dataset.name, "n": len(study), "detectors": results, "skipped": skipped}
+    if args.json:
+        print(json.dumps(document, indent=2))
+        return 0
+    columns = ["auroc_ood", "auroc_mislabelled", "auroc_any", "precision", "recall", "clean_kept", "flagged"]
+    columns = [c for c in columns if any(c in r for r in results.values())]
+    print(f"{study.dataset.name}: {len(study)} samples, encoder {study.encoder}")
+    print(" ".join([f"{'detector':22s}", *(f"{c:>17s}" for c in columns)]))
+    for slug, row in results.items():
+        print(" ".join([f"{slug:22s}", *(f"{_figure(row.get(c)):>17s}" for c in columns)]))
+    for d in done:
+        if note := d.info.get("note"):
+            print(f"{d.slug}: {note}")
+    for slug, reason in skipped.items():
+        print(f"skipped: {reason}" if reason.startswith(slug) else f"skipped {slug}: {reason}")
+    if out:
+        print(f"written: {out}")
+    return 0
+
+
+def _figure(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _methods(args: argparse.Namespace) -> int:
+    rows = method_rows(args.workspace)
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        finds = ", ".join(row["finds"])
+        print(
+            f"{row['kind']:9s} {row['slug']:20s} {row['year'] or '':4} {row['name']}" + (f" [{finds}]" if finds else "")
+        )
+    return 0
+
+
+def method_rows(workspace: str | None = None) -> list[dict[str, Any]]:
+    """Every method at hand, as ``chaffinch methods --json`` prints it."""
+    from . import registry
+    from .study import encoder_cards
+    from .workspace import Workspace
+
+    rows: list[dict[str, Any]] = []
+    for kind in registry.FAMILIES:
+        for slug, cls in registry.methods(kind).items():
+            card, needs = cls.card, cls.needs() if kind == "detector" else cls.needs
+            rows.append(
+                {
+                    "slug": slug,
+                    "kind": kind,
+                    "name": card.name,
+                    "paper": card.paper,
+                    "arxiv": card.arxiv,
+                    "year": card.year,
+                    "needs": sorted(needs),
+                    "finds": sorted(card.finds),
+                }  # fmt: skip
+            )
+    losses = registry.methods("loss")
+    for slug, (_, card) in encoder_cards(Workspace(workspace)).items():
+        source = losses[card["loss"]].card if card["loss"] in losses else None
+        rows.append(
+            {
+                "slug": slug,
+                "kind": "encoder",
+                "name": f"{card['architecture']}, {card['loss']}, {card['dataset']}",
+                "paper": source.paper if source else "",
+                "arxiv": source.arxiv if source else "",
+                "year": source.year if source else None,
+                "needs": ["images"],
+                "finds": [],
+            }  # fmt: skip
+        )
+    return rows
+
+
+def _embed(args: argparse.Namespace) -> int:
+    from .study import Study
+    from .workspace import Workspace
+
+    meter = Meter(args.quiet)
+    workspace = Workspace(args.workspace)
+    study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed)
+    report: Any = meter
+    if args.job:
+        last = [0.0]
+
+        def report(what: str, share: float) -> None:
+            if share >= 1 or time.monotonic() - last[0] > 0.2:
+                last[0] = time.monotonic()
+                workspace.note(args.job, {"what": what, "share": share, "pid": os.getpid()})
+
+    try:
+        study.embed(report)
+        report("neighbours", 0.0)
+        study.map(args.map, report)
+    except InputError as error:
+        if args.job:
+            workspace.note(args.job, {"error": str(error)})
+        raise
+    if args.job:
+        workspace.note(args.job, {"done": True})
+    if args.ship:
+        features = workspace.find("features", study.key)
+        stored = workspace.find("map", study.map_key(args.map))
+        if features and stored:
+            workspace.store("features", study.key, features, folder=Path(args.ship))
+            workspace.store("map", study.map_key(args.map), stored, folder=Path(args.ship))
+    trust = ", ".join(f"{name} {value:.3f}" for name, value in study.map_trust(args.map).items())
+    print(
+        f"{study.dataset.name}: features and {args.map} map are in {workspace.root}" + (f" ({trust})" if trust else "")
+    )
+    return 0
+
+
+def _train_encoder(args: argparse.Namespace) -> int:
+    from .data import open_dataset
+    from .encoders.augment import Augment
+    from .encoders.train import Recipe, train_encoder
+    from .workspace import Workspace
+
+    recipe = Recipe(
+        loss=args.loss, epochs=args.epochs, batch=args.batch, temperature=args.temperature, seed=args.seed,
+        learning_rate=args.learning_rate, device=args.device, architecture=args.architecture,
+        augment=Augment(flip=0.0 if args.no_flip else 0.5),
+    )  # fmt: skip
+    name = args.name or args.loss
+    folder = Path(args.out) if args.out else Workspace(args.workspace).folder("encoders")
+    meter = Meter(args.quiet)
+    try:
+        for p in train_encoder(open_dataset(args.dataset), recipe, folder, name):
+            meter(
+                f"epoch {p.epoch + 1} of {p.epochs}",
+                p.share,
+                left=p.seconds_left,
+                detail=f", loss {p.loss:.4f}",
+            )
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from the last whole epoch in {folder}", file=sys.stderr)
+        return 1
+    print(f"trained: {folder / name}.safetensors")
+    return 0
+
+
+def _app(args: argparse.Namespace) -> int:
+    from .base.files import bundle_dir
+    from .spec import Spec
+
+    app = bundle_dir() / "app.py"
+    environment = dict(os.environ)
+    if args.workspace:
+        environment["CHAFFINCH_HOME"] = str(Path(args.workspace).resolve())
+    if args.dataset:
+        from .data.sources import fingerprint
+
+        name = args.dataset
+        source, _, path = name.partition(":")
+        if source == "arrays":
+            name = f"arrays:{Path(path).expanduser().resolve()}"
+        fingerprint(name)  # a file that is not there is an error now, not in the browser
+        environment["CHAFFINCH_SPEC"] = Spec(dataset=name, encoder=args.encoder).to_toml()
+    if args.host not in ("127.0.0.1", "localhost"):
+        print(f"note: the app listens on {args.host} and can be opened from other machines", file=sys.stderr)
+    url = f"http://{args.host}:{args.port}"
+    print(f"chaffinch is at {url} (stop it with Ctrl-C)", flush=True)
+    os.environ.update(environment)
+    os.chdir(bundle_dir())  # the settings in .streamlit/config.toml are read from the current folder
+
+    from streamlit.web import cli as streamlit
+
+    # the first view is opened while the server starts, so that the first visitor waits for nothing
+    threading.Thread(target=_warm, name="warm", daemon=True).start()
+    options = ["--server.address", args.host, "--server.port", str(args.port)]
+    options += ["--server.headless", "false" if args.browser else "true"]
+    streamlit.main(["run", str(app), *options], standalone_mode=False)
+    return 0
+
+
+def _warm() -> None:
+    from .spec import Spec
+    from .ui import cached
+
+    with contextlib.suppress(InputError):  # whoever opens the page sees the message there
+        cached.warm(Spec.from_toml(os.environ.get("CHAFFINCH_SPEC", "")))
+
+
+def _build_pool(args: argparse.Namespace) -> int:
+    from .base.files import bundle_dir
+    from .data.fashion_web import build
+
+    target = Path(args.out) if args.out else bundle_dir() / "assets" / "fashion-web"
+    build(Path(args.original), target)
+    print(f"written: {target}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="chaffinch", description="Tell the grain from the chaff in noisy image datasets."
+    )
+    parser.add_argument("--version", action="version", version=f"chaffinch {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--workspace",
+        metavar="DIR",
+        help="where results are kept (default: CHAFFINCH_HOME or the user cache)",
+    )
+    common.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    seeded = argparse.ArgumentParser(add_help=False)
+    seeded.add_argument("--seed", type=int, default=0, help="of everything that draws (default 0)")
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("dataset", help="fashion-web[:noise=0.6,ood=0.5,flips=asymmetric,seed=3] or arrays:PATH.npz")
+    encoded = argparse.ArgumentParser(add_help=False)
+    encoded.add_argument("--encoder", default="simclr", help="slug of an encoder, or 'features' (default simclr)")
+
+    app = commands.add_parser("app", parents=[common, encoded], help="open the app in the browser")
+    app.add_argument("dataset", nargs="?", help="dataset to open (default: the bundled one)")
+    app.add_argument("--host", default="127.0.0.1")
+    app.add_argument("--port", type=int, default=8501)
+    app.add_argument("--browser", action="store_true", help="open a browser window too")
+    app.set_defaults(run=_app)
+
+    detect = commands.add_parser("detect", parents=[data, encoded, seeded, common], help="score and flag samples")
+    detect.add_argument(
+        "--detector", action="append", metavar="SLUG[@budget=SHARE|@score=VALUE]",
+        help="which (repeat for several), or 'all'; default lsa and small-loss",
+    )  # fmt: skip
+    detect.add_argument("--out", metavar="FILE", help="write ids, labels, scores and flags to .parquet or .csv")
+    detect.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    detect.set_defaults(run=_detect)
+
+    methods = commands.add_parser("methods", parents=[common], help="list detectors, losses and encoders")
+    methods.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    methods.set_defaults(run=_methods)
+
+    embed = commands.add_parser("embed", parents=[data, encoded, seeded, common], help="compute features and the map")
+    embed.add_argument("--map", choices=("umap", "pca"), default="umap")
+    embed.add_argument("--ship", metavar="DIR", help="also write them, compressed, into this folder")
+    embed.add_argument("--job", help=argparse.SUPPRESS)
+    embed.set_defaults(run=_embed)
+
+    train = commands.add_parser("train-encoder", parents=[data, seeded, common], help="train a contrastive encoder")
+    train.add_argument("--loss", default="simclr")
+    train.add_argument("--epochs", type=int, default=40)
+    train.add_argument("--batch", type=int, default=512)
+    train.add_argument("--temperature", type=float, default=0.2)
+    train.add_argument("--learning-rate", type=float, default=3e-3)
+    train.add_argument("--architecture", default="preact-resnet-32-64-128")
+    train.add_argument("--no-flip", action="store_true", help="no horizontal flips (for digits and text)")
+    train.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    train.add_argument("--name", help="of the encoder (default: the loss)")
+    train.add_argument("--out", metavar="DIR", help="folder of the checkpoint (default: the workspace)")
+    train.set_defaults(run=_train_encoder)
+
+    pool = commands.add_parser("build-pool", help="rebuild the bundled pictures from the original Fashion-MNIST files")
+    pool.add_argument("original", help="folder with the four .gz files")
+    pool.add_argument("--out", metavar="DIR", help="default: assets/fashion-web")
+    pool.set_defaults(run=_build_pool)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except InputError as error:
+        print(f"chaffinch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nchaffinch: stopped", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Detectors: one file, one class, one card each; found by the registry."""

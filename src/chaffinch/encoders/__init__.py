@@ -1,0 +1,1 @@
+"""Encoders: networks, augmentation on the device, checkpoints, embedding, training."""

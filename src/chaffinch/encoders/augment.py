@@ -1,0 +1,54 @@
+"""Batched augmentation on the device: one grid sample and two multiplications for a whole batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random resized crop, horizontal flip, brightness and contrast, all per sample.
+
+    Attributes:
+        crop: smallest and largest share of the picture's area that a crop keeps.
+        ratio: the crop's aspect ratio lies between 1/ratio and ratio.
+        flip: probability of a horizontal flip (0 for digits).
+        jitter: brightness and contrast factors lie in 1 ± jitter.
+    """
+
+    crop: tuple[float, float] = (0.25, 1.0)
+    ratio: float = 4 / 3
+    flip: float = 0.5
+    jitter: float = 0.4
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One random view of each picture: (B, C, H, W) in [0, 1] -> the same shape and range."""
+        b = len(x)
+
+        def uniform(low: float, high: float) -> Tensor:
+            return torch.empty(b, device=x.device).uniform_(low, high, generator=generator)
+
+        area = uniform(*self.crop)
+        log_ratio = torch.log(torch.tensor(self.ratio)).item()
+        aspect = torch.exp(uniform(-log_ratio, log_ratio) / 2)
+        side = area.sqrt()
+        width, height = (side * aspect).clamp(max=1), (side / aspect).clamp(max=1)
+        theta = torch.zeros(b, 2, 3, device=x.device)
+        mirror = torch.where(uniform(0, 1) < self.flip, -1.0, 1.0)
+        theta[:, 0, 0] = width * mirror
+        theta[:, 1, 1] = height
+        theta[:, 0, 2] = uniform(-1, 1) * (1 - width)
+        theta[:, 1, 2] = uniform(-1, 1) * (1 - height)
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        if self.jitter:
+            brightness = uniform(1 - self.jitter, 1 + self.jitter).view(b, 1, 1, 1)
+            contrast = uniform(1 - self.jitter, 1 + self.jitter).view(b, 1, 1, 1)
+            x = x * brightness
+            mean = x.mean((1, 2, 3), keepdim=True)
+            x = (x - mean) * contrast + mean
+        return x.clamp(0, 1)

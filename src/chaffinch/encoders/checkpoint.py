@@ -1,0 +1,163 @@
+"""An encoder on disk: ``NAME.safetensors`` (weights) and ``NAME.json`` (the model card). No pickle anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..base.errors import InputError
+from ..base.files import read_json, replacing, sha256_file, write_json
+from .network import PreActResNet, build, to_tensor
+
+
+@dataclass
+class ModelCard:
+    """What is written beside the weights.
+
+    Attributes:
+        name: slug of the encoder.
+        architecture: name in ``network.ARCHITECTURES``.
+        channels: 1 or 3.
+        dim: size of the final features.
+        loss: slug of the loss, with its parameters in ``loss_parameters``.
+        dataset: the dataset it was trained on, by the name that opens it.
+        seed, epochs, batch, learning_rate, augment: the recipe.
+        precision: float32 or bfloat16 (autocast).
+        device, seconds: what trained it, and how long the training took.
+        history: mean loss of each epoch.
+        metrics: figures measured on its features, with the command that measured them.
+        sha256: checksum of the weights.
+    """
+
+    name: str
+    architecture: str
+    channels: int
+    dim: int
+    loss: str
+    dataset: str
+    seed: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    precision: str
+    device: str
+    seconds: float
+    loss_parameters: dict[str, Any] = field(default_factory=dict)
+    augment: dict[str, Any] = field(default_factory=dict)
+    history: list[float] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+
+class Encoder:
+    """A trained network that embeds pictures.
+
+    Args:
+        network: the network; its projection head is not used.
+        card: where it comes from.
+    """
+
+    def __init__(self, network: PreActResNet, card: ModelCard) -> None:
+        self.network, self.card = network.eval(), card
+
+    def embed(
+        self,
+        images: NDArray[np.uint8],
+        *,
+        layer: str = "final",
+        device: str = "cpu",
+        batch: int = 1024,
+        progress: Callable[[float], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Features of pictures.
+
+        Args:
+            images: (N, H, W) or (N, H, W, 3) uint8.
+            layer: one of ``self.network.layers``.
+            device: where to compute, such as ``"cpu"`` or ``"cuda"``.
+            batch: pictures at a time.
+            progress: called with the share done, 0 to 1.
+
+        Returns:
+            (N, D) float32.
+
+        Raises:
+            InputError: the pictures have another number of channels than the network.
+        """
+        channels = 1 if images.ndim == 3 else images.shape[-1]
+        if channels != self.card.channels:
+            raise InputError(
+                f"encoder {self.card.name} was trained on pictures with {self.card.channels} channel(s), "
+                f"these have {channels}; choose another encoder or train one on this dataset"
+            )
+        network = self.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        out = []
+        with torch.inference_mode():
+            for start in range(0, len(images), batch):
+                x = to_tensor(images[start : start + batch]).to(device)
+                out.append(network.features(x, layer).float().cpu().numpy())
+                if progress:
+                    progress(min(1.0, (start + batch) / len(images)))
+        return np.concatenate(out)
+
+    def save(self, folder: Path) -> Path:
+        """Write weights and card into ``folder``; return the path of the weights."""
+        path = folder / f"{self.card.name}.safetensors"
+        write_tensors(path, self.network.state_dict())
+        self.card.sha256 = sha256_file(path)
+        write_json(path.with_suffix(".json"), asdict(self.card))
+        return path
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
+    with replacing(path) as temporary:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
+
+
+def load_card(path: Path) -> ModelCard:
+    """Read a model card.
+
+    Raises:
+        InputError: the file is missing, not JSON, or lacks a field; the message names it.
+    """
+    values = read_json(path)
+    try:
+        return ModelCard(**values)
+    except TypeError as error:
+        raise InputError(f"{path} is not a model card of chaffinch: {error}") from error
+
+
+def load_encoder(path: Path) -> Encoder:
+    """Load an encoder from its weights; the card lies beside them.
+
+    Raises:
+        InputError: a file is missing or damaged, or the weights are of another architecture.
+    """
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: only .safetensors checkpoints are read (pickled ones can run code)")
+    card = load_card(path.with_suffix(".json"))
+    if not path.is_file():
+        raise InputError(f"encoder weights {path} are missing")
+    if card.sha256 and sha256_file(path) != card.sha256:
+        raise InputError(f"{path} is damaged: its checksum is not the one in {path.stem}.json")
+    network = build(card.architecture, card.channels)
+    try:
+        state = load_file(path)
+        network.load_state_dict(state)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise InputError(
+            f"{path} does not hold the weights of {card.architecture} with {card.channels} channel(s): {first}"
+        ) from error
+    return Encoder(network, card)

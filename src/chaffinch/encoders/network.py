@@ -1,0 +1,93 @@
+"""Networks that turn pictures into features. Architectures are named, so a checkpoint can say which it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..base.errors import InputError
+
+
+class PreActBlock(nn.Module):
+    """Pre-activation residual block (He et al. 2016, arXiv 1603.05027): BN-ReLU-conv twice, plus a shortcut."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(inside, outside, 1, stride, bias=False) if stride > 1 or inside != outside else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H/stride, W/stride)."""
+        active = F.relu(self.norm1(x))
+        skip = x if self.shortcut is None else self.shortcut(active)
+        out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active))))
+        return out + skip
+
+
+class PreActResNet(nn.Module):
+    """Small pre-activation ResNet: a stem, one block a stage, a projection head used only while training.
+
+    Args:
+        channels: 1 for grey pictures, 3 for colour.
+        widths: channels of the stages; the first keeps the size, each further one halves it.
+        projection: size of the contrastive projection.
+    """
+
+    def __init__(self, channels: int = 1, widths: tuple[int, ...] = (32, 64, 128), projection: int = 128) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        before = (widths[0], *widths[:-1])
+        self.stages = nn.ModuleList(
+            PreActBlock(a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(zip(before, widths, strict=True))
+        )
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.head = nn.Sequential(
+            nn.Linear(widths[-1], widths[-1]), nn.ReLU(inplace=True), nn.Linear(widths[-1], projection)
+        )
+        self.layers = (*(f"layer{i + 1}" for i in range(len(widths))), "final")
+
+    def features(self, x: Tensor, layer: str = "final") -> Tensor:
+        """Pooled activations (B, D) of one of ``self.layers``; x is (B, channels, H, W) in [0, 1]."""
+        if layer not in self.layers:
+            raise InputError(f"unknown layer {layer!r}; this network has {', '.join(self.layers)}")
+        x = self.stem((x - 0.5) / 0.25)
+        for name, stage in zip(self.layers, self.stages, strict=False):
+            x = stage(x)
+            if name == layer:
+                return x.mean((2, 3))
+        return F.relu(self.norm(x)).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Projections (B, P) of pictures (B, channels, H, W) in [0, 1]."""
+        out: Tensor = self.head(self.features(x))
+        return out
+
+
+ARCHITECTURES: dict[str, Callable[..., PreActResNet]] = {
+    "preact-resnet-32-64-128": lambda channels: PreActResNet(channels, (32, 64, 128)),
+    "preact-resnet-8-16-32": lambda channels: PreActResNet(channels, (8, 16, 32), projection=32),
+}
+
+
+def build(architecture: str, channels: int) -> PreActResNet:
+    """A fresh network by name.
+
+    Raises:
+        InputError: no such architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"unknown architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[architecture](channels)
+
+
+def to_tensor(images: object) -> Tensor:
+    """uint8 pictures (N, H, W) or (N, H, W, 3) as float (N, C, H, W) in [0, 1]."""
+    x = torch.as_tensor(images)
+    x = x[:, None] if x.ndim == 3 else x.movedim(-1, 1)
+    return x.float() / 255

@@ -1,0 +1,123 @@
+"""What detectors may ask for. Each piece is computed once and shared by all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .base.errors import InputError, MissingEvidence
+from .base.linear import Probe, linear_probe
+from .base.neighbors import Neighbors, nearest
+from .data import Observed
+
+Arrays = dict[str, NDArray[Any]]
+Remember = Callable[[str, Callable[[], Arrays]], Arrays]
+"""Called with the name of a piece and the function that computes it; gives the arrays, from a store if it has them."""
+
+REMEDIES = {
+    "features": "open pictures with an encoder (--encoder), or put 'features' into the arrays",
+    "history": "it comes from a training run",
+    "trusted": "name positions known to be clean",
+}
+
+
+def _forget(name: str, make: Callable[[], Arrays]) -> Arrays:
+    return make()
+
+
+class Evidence:
+    """The evidence about one dataset seen through one encoder.
+
+    Args:
+        observed: what may be seen.
+        features: (N, D), or None if there are none.
+        seed: of the probe's folds.
+        k: how many neighbours are computed for everyone.
+        remember: where computed pieces are kept; default: in this object only.
+    """
+
+    K = 30
+
+    def __init__(
+        self,
+        observed: Observed,
+        features: NDArray[np.float32] | None,
+        *,
+        seed: int = 0,
+        k: int = K,
+        remember: Remember = _forget,
+    ) -> None:
+        self.observed, self.features, self.seed, self.k, self._remember = (
+            observed,
+            features,
+            seed,
+            k,
+            remember,
+        )
+
+    @cached_property
+    def neighbors(self) -> Neighbors:
+        """Cosine neighbours, at most ``k`` of each sample."""
+        features = self._features("neighbors")
+        found = self._remember(f"neighbors-{self.k}", lambda: vars(nearest(features, self.k)))
+        return Neighbors(**found)
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The linear probe: out-of-sample probabilities and logits, and its head."""
+        features = self._features("pred_probs")
+
+        def make() -> Arrays:
+            probe = linear_probe(features, self.observed.labels, len(self.observed.classes), seed=self.seed)
+            W, b = probe.head
+            found = {"pred_probs": probe.pred_probs, "logits": probe.logits, "W": W, "b": b}
+            return found | {"penalty": np.array(probe.penalty)}
+
+        found = self._remember(f"probe-{self.seed}", make)
+        return Probe(found["pred_probs"], found["logits"], (found["W"], found["b"]), float(found["penalty"]))
+
+    @property
+    def pred_probs(self) -> NDArray[np.float64]:
+        """(N, C) out-of-sample probabilities: those that came with the data, or the probe's."""
+        return self.probe.pred_probs if self.observed.pred_probs is None else self.observed.pred_probs
+
+    @property
+    def logits(self) -> NDArray[np.float64]:
+        """(N, C) out-of-sample logits of the probe."""
+        return self.probe.logits
+
+    @property
+    def head(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The probe's weights (C, D) and biases (C,), fitted on all samples."""
+        return self.probe.head
+
+    def gather(self, detector: Any) -> dict[str, Any]:
+        """The arguments of ``fit`` for a detector class: X, y and the pieces it names.
+
+        Raises:
+            MissingEvidence: a piece is not there and cannot be computed.
+        """
+        slug, arguments = detector.card.slug, {"X": self.features, "y": self.observed.labels}
+        for piece in detector.needs():
+            if piece == "features":
+                if self.features is None:
+                    raise MissingEvidence(slug, piece, REMEDIES[piece])
+                continue
+            if not hasattr(type(self), piece):
+                raise MissingEvidence(slug, piece, REMEDIES.get(piece, "chaffinch does not know how to make it"))
+            try:
+                arguments[piece] = getattr(self, piece)
+            except MissingEvidence as error:
+                raise MissingEvidence(slug, piece, error.remedy) from error
+        return arguments
+
+    def _features(self, wanted_for: str) -> NDArray[np.float32]:
+        if self.features is None:
+            raise MissingEvidence(wanted_for, "features", REMEDIES["features"])
+        if len(self.features) != len(self.observed):
+            raise InputError(f"features have {len(self.features)} rows, labels {len(self.observed)}")
+        return self.features

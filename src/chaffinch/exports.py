@@ -1,0 +1,68 @@
+"""Tables on disk: Parquet as it is, CSV safe to open in a spreadsheet."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from .base.errors import InputError
+from .base.files import replacing
+
+FORMATS = (".parquet", ".csv")
+_RUNNABLE = re.compile(r"'*[=+\-@\t\r]")
+_ESCAPED = re.compile(r"'+[=+\-@\t\r]")
+
+
+def escape(text: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would run as a formula."""
+    return "'" + text if _RUNNABLE.match(text) else text
+
+
+def unescape(text: str) -> str:
+    """Undo `escape`."""
+    return text[1:] if _ESCAPED.match(text) else text
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """CSV text of a table, texts and column names escaped."""
+    safe = table.rename(columns=escape).copy()
+    for name in safe.select_dtypes(include=["object", "string", "str"]):
+        safe[name] = safe[name].map(lambda value: escape(value) if isinstance(value, str) else value)
+    return safe.to_csv(index=False)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as ``.parquet`` or ``.csv``, whole or not at all.
+
+    Raises:
+        InputError: another ending, or the folder cannot be written.
+    """
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: the file name must end in {' or '.join(FORMATS)}")
+    try:
+        with replacing(path) as temporary:
+            if path.suffix == ".csv":
+                temporary.write_text(to_csv(table), encoding="utf-8")
+            else:
+                table.to_parquet(temporary, index=False)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read what `write_table` wrote.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""]).rename(columns=unescape)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a table: {error}") from error
+    for name in table.select_dtypes(include=["object", "string", "str"]):
+        table[name] = table[name].map(lambda value: unescape(value) if isinstance(value, str) else value)
+    return table

@@ -1,0 +1,1 @@
+"""Figures: arrays in, plotly figure out; and the one palette."""

@@ -1,0 +1,1 @@
+"""Contrastive losses: one file each, one signature for all (`base.Batch` -> `base.LossOut`)."""

@@ -1,0 +1,1 @@
+"""Pure functions that compare scores with the truth, or describe an embedding."""

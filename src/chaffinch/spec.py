@@ -1,0 +1,154 @@
+"""Spec: what a person chose. A link, a command, a notebook call and a file are spellings of one Spec."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from .base.errors import InputError
+
+MAPS = ("umap", "pca")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One detector that is switched on, and where it cuts.
+
+    Spelled ``lsa``, ``lsa@budget=0.2`` or ``lsa@score=1.5``.
+
+    Attributes:
+        detector: slug.
+        budget: share of samples to flag, or None.
+        score: score above which samples are flagged, or None. With neither, the method's own rule holds.
+    """
+
+    detector: str
+    budget: float | None = None
+    score: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Cut:
+        """Read the spelling.
+
+        Raises:
+            InputError: it is none.
+        """
+        slug, _, rule = text.partition("@")
+        name, _, value = rule.partition("=")
+        try:
+            if not rule:
+                return cls(slug)
+            if name in ("budget", "score"):
+                return cls(slug, **{name: float(value)})
+        except ValueError:
+            pass
+        raise InputError(f"{text!r}: write DETECTOR, DETECTOR@budget=SHARE or DETECTOR@score=VALUE")
+
+    def __str__(self) -> str:
+        for name in ("budget", "score"):
+            if (value := getattr(self, name)) is not None:
+                return f"{self.detector}@{name}={value:g}"
+        return self.detector
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A view of a dataset.
+
+    Attributes:
+        dataset: name that `chaffinch.data.open_dataset` understands.
+        encoder: slug of an encoder, or ``"features"`` for features that came with the data.
+        map: ``umap`` or ``pca``.
+        detectors: which are on, and their cuts.
+        votes: how many of them must flag a sample for it to count as flagged.
+        colour: what colours the map: ``given``, ``votes``, ``kind`` or a detector's slug.
+        show: what the gallery lists: ``suspicious``, ``flagged`` or ``random``.
+        label: only this class in the gallery, or empty.
+        sample: id of the inspected sample, or empty.
+        seed: of everything that draws.
+    """
+
+    dataset: str = "fashion-web"
+    encoder: str = "simclr"
+    map: str = "umap"
+    detectors: tuple[Cut, ...] = (Cut("lsa"), Cut("small-loss"))
+    votes: int = 1
+    colour: str = "given"
+    show: str = "suspicious"
+    label: str = ""
+    sample: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.map not in MAPS:
+            raise InputError(f"map must be one of {', '.join(MAPS)}, got {self.map!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of everything that differs from the default."""
+        default = Spec()
+        out: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value != getattr(default, f.name):
+                out[f.name] = [str(cut) for cut in value] if f.name == "detectors" else value
+        return out
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Spec:
+        """Read what `to_dict` wrote, or a hand-written part of it.
+
+        Raises:
+            InputError: an unknown field or a bad value, by name.
+        """
+        known = {f.name: type(f.default) for f in fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
+            raise InputError(f"a view has no field {unknown[0]!r}; it has {', '.join(known)}")
+        read: dict[str, Any] = {}
+        for name, value in values.items():
+            if name == "detectors":
+                texts = value.split(",") if isinstance(value, str) else value
+                read[name] = tuple(Cut.parse(str(text)) for text in texts if text)
+                continue
+            try:
+                read[name] = known[name](value)
+            except ValueError as error:
+                raise InputError(f"{name} must be {known[name].__name__}, got {value!r}") from error
+        return cls(**read)
+
+    def to_query(self) -> dict[str, str]:
+        """The query string of a link to this view."""
+        plain = self.to_dict()
+        return {key: ",".join(value) if isinstance(value, list) else str(value) for key, value in plain.items()}
+
+    @classmethod
+    def from_query(cls, query: Mapping[str, str]) -> Spec:
+        """Read a link. Unknown or unusable parts are ignored: an old link opens as well as it can."""
+        spec = cls()
+        for f in fields(cls):
+            if f.name in query:
+                try:
+                    spec = replace(spec, **{f.name: getattr(cls.from_dict({f.name: query[f.name]}), f.name)})
+                except InputError:
+                    continue
+        return spec
+
+    @classmethod
+    def from_toml(cls, text: str) -> Spec:
+        """Read a TOML document.
+
+        Raises:
+            InputError: not TOML, or not a view.
+        """
+        try:
+            return cls.from_dict(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"not TOML: {error}") from error
+
+    def to_toml(self) -> str:
+        """A TOML document of everything that differs from the default."""
+        # strings, numbers and lists of strings have the same spelling in JSON and TOML
+        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.to_dict().items()]
+        return "\n".join(lines) + "\n"

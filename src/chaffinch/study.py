@@ -1,0 +1,368 @@
+"""A Study: one dataset seen through one encoder, with everything computed once and kept in the workspace.
+
+The app, the command line and notebooks all work through it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from . import __version__, projection, registry
+from .base.errors import InputError, MissingEvidence
+from .base.files import bundle_dir, digest, read_json
+from .card import KINDS
+from .data import NoisyDataset, open_dataset
+from .data.dataset import finite_rows
+from .detectors.base import cut
+from .evidence import Evidence
+from .metrics.detection import decision, ranking
+from .metrics.embedding import map_quality
+from .spec import Cut
+from .workspace import Arrays, Workspace, pack, unpack
+
+OWN_FEATURES = "features"
+"""The name that stands in place of an encoder where features come with the data."""
+
+VERSIONS = {"features": 1, "neighbors": 1, "probe": 1, "detect": 1, "map": 1}
+"""Raised when a step would give another result for the same input, so that old results are not taken for it."""
+
+Report = Callable[[str, float], None]
+"""Called with what is being done and the share of it that is done, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What one detector found.
+
+    Attributes:
+        slug: the detector.
+        scores: (N,) float64, higher = more suspicious.
+        own: (N,) bool, flags by the method's own rule.
+        suggestions: (N,) int64, the label it would give, or None.
+        info: how it came to the decision.
+        seconds: how long its fit took, evidence not included.
+    """
+
+    slug: str
+    scores: NDArray[np.float64]
+    own: NDArray[np.bool_]
+    suggestions: NDArray[np.int64] | None
+    info: dict[str, Any]
+    seconds: float
+
+    def flags(self, cut_: Cut | None = None) -> NDArray[np.bool_]:
+        """(N,) flags under a cut.
+
+        Raises:
+            InputError: the cut would flag every sample.
+        """
+        return cut(
+            self.scores,
+            self.own,
+            budget=cut_.budget if cut_ else None,
+            threshold=cut_.score if cut_ else None,
+        )
+
+    @cached_property
+    def ranks(self) -> NDArray[np.float64]:
+        """(N,) share of samples that are less suspicious, 0 to 1; the common scale of all detectors."""
+        values, inverse, counts = np.unique(self.scores, return_inverse=True, return_counts=True)
+        below = np.cumsum(counts) - counts
+        return np.asarray((below + (counts - 1) / 2)[inverse] / max(1, len(self.scores) - 1))
+
+
+def encoder_cards(workspace: Workspace) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """The encoders at hand: name -> (path of the weights, model card); the workspace's own come after the shipped."""
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for folder in (bundle_dir() / "assets" / "encoders", workspace.root / "encoders"):
+        for path in sorted(folder.glob("*.json")):
+            found.setdefault(path.stem, (path.with_suffix(".safetensors"), read_json(path)))
+    return found
+
+
+class Study:
+    """One dataset, one encoder, one workspace.
+
+    Args:
+        dataset: a name for `open_dataset`, or a dataset.
+        encoder: slug of an encoder; data that come without pictures use their own features instead.
+        workspace: where results are kept.
+        seed: of everything that draws.
+
+    Raises:
+        InputError: the dataset cannot be opened.
+    """
+
+    def __init__(
+        self,
+        dataset: str | NoisyDataset = "fashion-web",
+        encoder: str = "simclr",
+        *,
+        workspace: Workspace | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.dataset = open_dataset(dataset) if isinstance(dataset, str) else dataset
+        self.workspace = workspace or Workspace()
+        self.seed = seed
+        self.observed, self.truth = self.dataset.observed, self.dataset.truth
+        own = self.observed.features is not None and (encoder == OWN_FEATURES or self.observed.images is None)
+        self.encoder = OWN_FEATURES if own else encoder
+        self.lock = threading.RLock()  # the app shares one study among its sessions
+        self._detections: dict[str, Detection] = {}
+        self._maps: dict[str, Arrays] = {}
+
+    def __len__(self) -> int:
+        return len(self.observed)
+
+    def position(self, id: str) -> int | None:
+        """Position of the sample with this id, or None."""
+        found = np.flatnonzero(self.observed.ids == id) if id else []
+        return int(found[0]) if len(found) else None
+
+    def name_of(self, position: int) -> str:
+        """Id of the sample at this position."""
+        return str(self.observed.ids[position])
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of dataset and encoder: every result of this study depends on both."""
+        if self.encoder == OWN_FEATURES or self.observed.images is None:
+            return digest(self.dataset.digest, self.encoder, VERSIONS["features"])
+        return digest(self.dataset.digest, self._encoder()[1]["sha256"], VERSIONS["features"])
+
+    def _encoder(self) -> tuple[Path, dict[str, Any]]:
+        cards = encoder_cards(self.workspace)
+        if self.encoder not in cards:
+            raise InputError(
+                f"there is no encoder called {self.encoder!r}; there are {', '.join(cards) or 'none'}. "
+                f"'chaffinch train-encoder {self.dataset.name}' trains one"
+            )
+        return cards[self.encoder]
+
+    def embed(self, report: Report | None = None) -> NDArray[np.float32] | None:
+        """Features (N, D): those of the data, stored ones, or computed now. None if there is nothing to embed.
+
+        Raises:
+            InputError: no such encoder, a damaged checkpoint, or pictures it cannot take.
+        """
+        if self.encoder == OWN_FEATURES:
+            return self.observed.features
+        images = self.observed.images
+        if images is None:
+            return None
+        path, _ = self._encoder()
+
+        def make() -> Arrays:
+            from .encoders.checkpoint import load_encoder
+            from .encoders.train import pick_device
+
+            encoder = load_encoder(path)
+            tell = (lambda share: report("embedding", share)) if report else None
+            return {"features": encoder.embed(images, device=pick_device(), progress=tell)}
+
+        features = self.workspace.remember("features", self.key, make)["features"]
+        finite_rows(features, "features")
+        return features
+
+    @cached_property
+    def features(self) -> NDArray[np.float32] | None:
+        """Features (N, D), or None where the data have neither pictures nor features."""
+        return self.embed()
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What detectors may ask for."""
+
+        def remember(name: str, make: Callable[[], Arrays]) -> Arrays:
+            step = name.partition("-")[0]
+            return self.workspace.remember(step, digest(self.key, name, VERSIONS[step]), make)
+
+        return Evidence(self.observed, self.features, seed=self.seed, remember=remember)
+
+    def detect(self, slug: str, **parameters: Any) -> Detection:
+        """Run one detector, or take its stored result.
+
+        Args:
+            slug: the detector.
+            parameters: of its ``__init__``; the rest are its defaults.
+
+        Raises:
+            InputError: no such detector or parameter, missing evidence, or data it cannot work on.
+        """
+        detector = self._detector(slug, parameters)
+        key = self._detection_key(detector)
+
+        def make() -> Arrays:
+            arguments = self.evidence.gather(detector)
+            started = time.perf_counter()
+            detector.fit(arguments.pop("X"), arguments.pop("y"), **arguments)
+            info = {"info": detector.info_, "seconds": time.perf_counter() - started}
+            return {
+                "scores": detector.scores_.astype(np.float64),
+                "flags": detector.flags_,
+                "suggestions": getattr(detector, "suggestions_", np.empty(0, np.int64)),
+                "info": pack(info),
+            }
+
+        with self.lock:
+            if key not in self._detections:
+                found = self.workspace.remember("detect", key, make)
+                info = unpack(found["info"])
+                self._detections[key] = Detection(
+                    slug,
+                    found["scores"],
+                    found["flags"],
+                    found["suggestions"] if len(found["suggestions"]) else None,
+                    info["info"],
+                    info["seconds"],
+                )
+            return self._detections[key]
+
+    def knows(self, slug: str) -> bool:
+        """Can the detector's result (with default parameters) be had without computing it?"""
+        key = self._detection_key(self._detector(slug, {}))
+        return key in self._detections or self.workspace.find("detect", key) is not None
+
+    def _detector(self, slug: str, parameters: dict[str, Any]) -> Any:
+        try:
+            cls = registry.get("detector", slug)
+        except KeyError as error:
+            raise InputError(str(error.args[0])) from error
+        if "seed" in cls().get_params() and "seed" not in parameters:
+            parameters = {"seed": self.seed, **parameters}
+        try:
+            return cls(**parameters)
+        except TypeError as error:
+            raise InputError(f"{slug}: {error}; it has {', '.join(cls().get_params())}") from error
+
+    def _detection_key(self, detector: Any) -> str:
+        return digest(self.key, self.seed, detector.card.slug, detector.get_params(), VERSIONS["detect"])
+
+    def map_key(self, kind: str) -> str:
+        """The key under which a map is stored."""
+        return digest(self.key, kind, self.seed, VERSIONS["map"])
+
+    def map(self, kind: str = "umap", report: Report | None = None) -> NDArray[np.float32]:
+        """Map coordinates (N, 2): those of the data, stored ones, or computed now.
+
+        Args:
+            kind: ``umap`` or ``pca``.
+            report: progress of the layout.
+
+        Raises:
+            InputError: there are no features to draw.
+        """
+        if self.observed.xy is not None:
+            return self.observed.xy
+        features = self.features
+        if features is None:
+            raise InputError(f"{self.dataset.name} has neither pictures nor features, so there is no map")
+
+        def make() -> Arrays:
+            if kind == "pca":
+                xy = projection.pca(features)
+            else:
+                tell = (lambda share: report("drawing the map", share)) if report else None
+                xy = projection.umap(features, self.evidence.neighbors, seed=self.seed, progress=tell)
+            k = min(10, (len(xy) - 1) // 2)
+            quality = map_quality(features, xy, k=k, seed=self.seed) if len(xy) > 4 else {}
+            return {"xy": xy, "quality": pack(quality)}
+
+        with self.lock:
+            if kind not in self._maps:
+                self._maps[kind] = self.workspace.remember("map", self.map_key(kind), make)
+            return self._maps[kind]["xy"]
+
+    def map_trust(self, kind: str = "umap") -> dict[str, float]:
+        """Trustworthiness, continuity and neighbour preservation of a stored map; empty where it came with the data."""
+        if self.observed.xy is not None or not self.has_map(kind):
+            return {}
+        self.map(kind)
+        return unpack(self._maps[kind]["quality"])
+
+    def has_map(self, kind: str) -> bool:
+        """Can the map be shown without computing it?"""
+        there = self.observed.xy is not None or kind in self._maps
+        return there or self.workspace.find("map", self.map_key(kind)) is not None
+
+    def has_features(self) -> bool:
+        """Can features be had without embedding pictures?"""
+        if self.encoder == OWN_FEATURES or self.observed.images is None or "features" in vars(self):
+            return True
+        return self.workspace.find("features", self.key) is not None
+
+    def figures(self, detection: Detection, flags: NDArray[np.bool_]) -> dict[str, Any]:
+        """Figures of the command line and the app: against the truth where it is known, and always the count."""
+        count = {"flagged": int(flags.sum()), "seconds": round(detection.seconds, 4)}
+        if self.truth is None:
+            return count
+        return {**ranking(detection.scores, self.truth.kind), **decision(flags, self.truth.kind), **count}
+
+    def table(self, detections: Sequence[Detection], cuts: Sequence[Cut] = ()) -> pd.DataFrame:
+        """One row a sample: id, given label, true label and kind where known, and each detector's columns."""
+        names = np.array([*self.observed.classes, "(none)"])
+        columns: dict[str, Any] = {"id": self.observed.ids, "label": names[self.observed.labels]}
+        if self.truth is not None:
+            columns["true_label"] = names[self.truth.labels]
+            columns["kind"] = np.array(KINDS)[self.truth.kind]
+        chosen = {c.detector: c for c in cuts}
+        for found in detections:
+            columns[f"{found.slug}_score"] = found.scores
+            columns[f"{found.slug}_flag"] = found.flags(chosen.get(found.slug))
+            if found.suggestions is not None:
+                columns[f"{found.slug}_suggestion"] = names[found.suggestions]
+        return pd.DataFrame(columns)
+
+    def manifest(self, cuts: Sequence[Cut]) -> str:
+        """A JSON text that says what made a table: dataset, encoder, detectors and cuts, seed, version."""
+        return json.dumps(
+            {
+                "chaffinch": __version__,
+                "dataset": self.dataset.name,
+                "digest": self.dataset.digest,
+                "encoder": self.encoder,
+                "detectors": [str(c) for c in cuts],
+                "seed": self.seed,
+            }
+        )
+
+
+def run_detectors(
+    study: Study, cuts: Sequence[Cut], *, skip: bool = False, report: Report | None = None
+) -> tuple[list[Detection], dict[str, str]]:
+    """Run several detectors.
+
+    Args:
+        study: on what.
+        cuts: which, with their cuts.
+        skip: collect what cannot run, with the reason, instead of raising.
+        report: progress.
+
+    Returns:
+        The detections, and slug -> reason for those skipped.
+
+    Raises:
+        InputError: a detector cannot run and ``skip`` is False.
+    """
+    done, skipped = [], {}
+    for i, c in enumerate(cuts):
+        if report:
+            report(c.detector, i / len(cuts))
+        try:
+            done.append(study.detect(c.detector))
+        except (MissingEvidence, InputError) as error:
+            if not skip:
+                raise
+            skipped[c.detector] = str(error)
+    return done, skipped

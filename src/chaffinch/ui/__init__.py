@@ -1,0 +1,1 @@
+"""The app's side of things: the only package that imports streamlit."""

@@ -1,0 +1,64 @@
+"""Studies and thumbnails shared by all sessions of one server, found by plain keys."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+
+from ..data.sources import fingerprint
+from ..spec import Spec
+from ..study import Study, encoder_cards
+from ..thumbnails import Sheets, make_sheets
+from ..workspace import Workspace
+
+_OPENING = threading.Lock()
+
+
+def study(spec: Spec) -> Study:
+    """The study of a view; one per dataset (as it is now on disk), encoder and seed.
+
+    Raises:
+        InputError: the dataset cannot be opened.
+    """
+    with _OPENING:
+        return _study(fingerprint(spec.dataset), spec.dataset, spec.encoder, spec.seed, str(Workspace().root))
+
+
+@lru_cache(maxsize=4)
+def _study(state: str, dataset: str, encoder: str, seed: int, workspace: str) -> Study:
+    return Study(dataset, encoder, workspace=Workspace(workspace), seed=seed)
+
+
+def sheets(of: Study) -> Sheets | None:
+    """Sprite sheets of a study's pictures; those the gallery does not wait for are made in the background."""
+    if of.observed.images is None:
+        return None
+    with _OPENING:
+        return _sheets(of)
+
+
+@lru_cache(maxsize=4)
+def _sheets(of: Study) -> Sheets:
+    images = of.observed.images
+    assert images is not None
+    made = make_sheets(images, of.workspace.folder("thumbnails") / of.dataset.digest)
+    made.fill()
+    return made
+
+
+def encoder_names() -> dict[str, str]:
+    """The encoders at hand and one line on each, from their model cards."""
+    return {
+        name: f"{card['loss']}, {card['epochs']} epochs on {card['dataset']} ({card['device']})"
+        for name, (_, card) in encoder_cards(Workspace()).items()
+    }
+
+
+def warm(spec: Spec) -> None:
+    """Open a view ahead of the first visitor, so that the first page waits for nothing."""
+    opened = study(spec)
+    if opened.has_features() and opened.has_map(spec.map):
+        opened.map(spec.map)
+        sheets(opened)
+        for cut in spec.detectors:
+            opened.detect(cut.detector)

@@ -1,0 +1,277 @@
+"""The pieces of the Explore page: map, strip of figures, gallery, inspector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from html import escape
+
+import numpy as np
+import streamlit as st
+from numpy.typing import NDArray
+
+from .. import exports, registry, views
+from ..base.errors import InputError
+from ..card import KINDS
+from ..figures.palette import KIND_COLOURS
+from ..spec import Cut, Spec
+from ..study import Detection, Study
+from ..thumbnails import picture_png
+from . import cached
+from .gallery import Tile, gallery
+from .scatter import Colours, MapEvent, inside, scatter_map
+
+MOST_POINTS = 100_000
+PER_PAGE = 40
+SHOWS = {"suspicious": "Most suspicious", "flagged": "Flagged", "trusted": "Least suspicious", "random": "Random"}
+
+
+def known_detections(study: Study, cuts: Sequence[Cut]) -> dict[str, Detection]:
+    """Results of the detectors that are on, as far as they are there already."""
+    return {c.detector: study.detect(c.detector) for c in cuts if study.knows(c.detector)}
+
+
+def compute_missing(study: Study, cuts: Sequence[Cut], known: dict[str, Detection]) -> None:
+    """Run the detectors that are on and not known yet, with progress; then draw the page again."""
+    refused: dict[str, str] = st.session_state.setdefault("_refused", {})
+    missing = [c.detector for c in cuts if c.detector not in known]
+    ready = [slug for slug in missing if f"{study.key}-{slug}" not in refused]
+    with st.sidebar:
+        for slug in missing:
+            if reason := refused.get(f"{study.key}-{slug}"):
+                st.warning(reason, icon=":material/block:")
+        if not ready:
+            return
+        bar = st.progress(0.0, text="Computing what the detectors share …")
+        for i, slug in enumerate(ready):
+            bar.progress(i / len(ready), text=f"Running {slug} …")
+            try:
+                study.detect(slug)
+            except InputError as error:
+                refused[f"{study.key}-{slug}"] = str(error)
+    st.rerun()
+
+
+def strip(study: Study, votes: views.Votes, within: NDArray[np.bool_] | None) -> None:
+    """Counts, and figures against the truth where it is known."""
+    values = views.summary(study, votes, within)
+    names = {
+        "samples": ("samples", "in the dataset"),
+        "flagged": ("flagged", "by the detectors that are on"),
+        "selected": ("selected", "inside the outline on the map"),
+        "precision": ("precision", "share of flagged samples that are noisy"),
+        "recall": ("recall", "share of noisy samples that are flagged"),
+        "f1": ("F1", "harmonic mean of precision and recall"),
+        "clean_kept": ("clean kept", "share of clean samples that are not flagged"),
+    }
+    cells = []
+    for key, value in values.items():
+        name, title = names[key]
+        text = "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.1%}"
+        cells.append(f'<div class="cf-cell" title="{title}"><b>{text}</b><span>{name}</span></div>')
+    note = "" if study.truth is not None else '<div class="cf-note">The truth is not known here: counts only.</div>'
+    st.html(_STRIP_STYLE + f'<div class="cf-strip">{"".join(cells)}{note}</div>')
+    for slug, problem in votes.problems.items():
+        st.warning(f"{slug}: {problem}. Its own rule is used instead.", icon=":material/warning:")
+
+
+_STRIP_STYLE = """<style>
+.cf-strip{display:flex;flex-wrap:wrap;gap:.4rem 1.6rem;align-items:baseline}
+.cf-cell{display:flex;flex-direction:column;min-width:4.2rem}
+.cf-cell b{font-size:1.35rem;line-height:1.25;font-variant-numeric:tabular-nums}
+.cf-cell span,.cf-note{font-size:.8rem;opacity:.75}
+</style>"""
+
+
+def map_controls(spec: Spec, study: Study) -> tuple[Spec, bool]:
+    """Colour, layout and emphasis of the map; returns the view and whether only flagged samples are in colour."""
+    options = ["given", "votes", *(["kind"] if study.truth is not None else []), *(c.detector for c in spec.detectors)]
+    names = {"given": "given label", "votes": "votes", "kind": "true kind"}
+    names |= {slug: f"suspicion: {slug}" for slug in registry.methods("detector")}
+    a, b, c = st.columns([3, 2, 2], vertical_alignment="bottom")
+    colour = a.selectbox(
+        "Colour by",
+        options,
+        index=options.index(spec.colour) if spec.colour in options else 0,
+        format_func=lambda o: names.get(o, o),
+    )
+    layout = b.segmented_control("Map", ["umap", "pca"], default=spec.map, format_func=str.upper, key="layout")
+    only = c.toggle("Grey out unflagged", value=False, key="only-flagged")
+    return replace(spec, colour=colour, map=layout or spec.map), only
+
+
+@lru_cache(maxsize=8)
+def _hover(study: Study) -> tuple[str, ...]:
+    """Texts of the card under the pointer; the same for every view of a study, so the browser keeps them."""
+    names = study.observed.classes
+    given = (names[label] for label in study.observed.labels)
+    return tuple(f"{label}\n{identity}" for label, identity in zip(given, study.observed.ids, strict=True))
+
+
+def draw_map(
+    spec: Spec,
+    study: Study,
+    detections: Sequence[Detection],
+    votes: views.Votes,
+    *,
+    only: bool,
+    kind: str,
+    focus: int | None,
+) -> tuple[MapEvent, NDArray[np.bool_] | None]:
+    """The map, and which samples its outline selects (None without one)."""
+    xy = study.map(kind)
+    look = views.colouring(study, detections, votes, spec.colour)
+    event = scatter_map(
+        xy,
+        Colours(look.values, look.names, look.colours, look.title),
+        emphasis=votes.flagged if only else None,
+        marked=votes.flagged if votes.flags and spec.colour != "votes" else None,
+        shown=views.thin(votes.flagged, MOST_POINTS, spec.seed),
+        hover=_hover(study),
+        sheets=cached.sheets(study),
+        key="map",
+        focus=focus,
+    )
+    return event, None if event.polygon is None else inside(xy, event.polygon)
+
+
+def map_footer(study: Study, kind: str) -> None:
+    """How far to trust the map."""
+    trust = study.map_trust(kind)
+    if trust:
+        st.caption(
+            f"How far to trust this {kind.upper()} map (k = 10): trustworthiness {trust['trustworthiness']:.3f} "
+            f"(1 = no false neighbours), continuity {trust['continuity']:.3f} (1 = none torn away), "
+            f"{trust['preservation']:.0%} of each sample's nearest neighbours stay among its nearest on the map."
+        )
+    if len(study) > MOST_POINTS:
+        st.caption(f"{len(study):,} samples; the map draws all flagged ones and a random part of the rest.")
+
+
+def gallery_panel(
+    spec: Spec,
+    study: Study,
+    detections: Sequence[Detection],
+    votes: views.Votes,
+    within: NDArray[np.bool_] | None,
+    focus: int | None,
+) -> tuple[Spec, int | None]:
+    """Thumbnails of the selection or of the most suspicious samples; returns the view and a clicked position."""
+    classes = ["", *study.observed.classes]
+    by_slug = {d.slug: d for d in detections}
+    st.markdown("##### " + ("The selection" if within is not None else "The samples"))
+    a, b, c = st.columns(3, vertical_alignment="bottom")
+    show = a.selectbox(
+        "Show", list(SHOWS), list(SHOWS).index(spec.show) if spec.show in SHOWS else 0, format_func=SHOWS.__getitem__
+    )
+    label = b.selectbox(
+        "Given label",
+        classes,
+        classes.index(spec.label) if spec.label in classes else 0,
+        format_func=lambda n: n or "any",
+    )
+    sort = c.selectbox("Detector", ["", *by_slug], format_func=lambda s: s or "all that are on")
+    judging = [by_slug[sort]] if sort in by_slug else list(detections)
+    counted = votes if sort not in by_slug else replace(votes, flagged=votes.flags[sort])
+    order = views.gallery_order(study, judging, counted, show=show, label=label, within=within)
+    spec = replace(spec, show=show, label=label)
+
+    pages = max(1, -(-len(order) // PER_PAGE))
+    a, b = st.columns([3, 2], vertical_alignment="bottom")
+    page = int(
+        a.number_input(
+            f"Page (of {pages:,}; {len(order):,} samples)", 1, pages, min(st.session_state.get("page", 1), pages)
+        )
+    )
+    st.session_state["page"] = page
+    b.download_button(
+        "CSV",
+        data=lambda: exports.to_csv(study.table(detections, spec.detectors).iloc[np.sort(order)]),
+        file_name="chaffinch-selection.csv",
+        mime="text/csv",
+        icon=":material/download:",
+        width="stretch",
+        help="Ids, labels, scores and flags of all samples listed here.",
+        on_click="ignore",
+    )
+    if not len(order):
+        st.info("Nothing matches. Widen the selection, or choose another list.", icon=":material/filter_alt_off:")
+        return spec, None
+    names = study.observed.classes
+    tiles = []
+    for i in order[(page - 1) * PER_PAGE : page * PER_PAGE].tolist():
+        hint = _hint(study, i, judging)
+        tone = (
+            KINDS[study.truth.kind[i]] if spec.colour == "kind" and study.truth else "flag" if votes.flagged[i] else ""
+        )
+        tiles.append(Tile(i, names[study.observed.labels[i]], hint, tone))
+    return spec, gallery(tiles, cached.sheets(study), key="gallery", selected=focus)
+
+
+def _hint(study: Study, i: int, detections: Sequence[Detection]) -> str:
+    """What the first detector with an opinion would call the sample, if not its given label."""
+    for found in detections:
+        if found.suggestions is not None and found.suggestions[i] != study.observed.labels[i]:
+            return f"→ {study.observed.classes[found.suggestions[i]]}"
+    return ""
+
+
+def inspector(study: Study, seen: views.Inspection) -> tuple[bool, int | None]:
+    """One sample, large: its labels, what each detector says, its neighbours. Returns (closed?, clicked neighbour)."""
+    with st.container(border=True, key="inspector"):
+        head, close = st.columns([6, 1], vertical_alignment="center")
+        head.markdown(f"##### {_plain(seen.given)}")
+        closed = close.button("Close", icon=":material/close:", key="close-inspector", help="Close the inspector")
+        left, right = st.columns([2, 3])
+        if study.observed.images is not None:
+            left.image(picture_png(study.observed.images[seen.position], 224), width="stretch")
+        left.html(_facts(seen))
+        right.html(_bars(seen))
+        clicked = None
+        if seen.neighbours:
+            st.caption("Nearest neighbours, most similar first")
+            tiles = [
+                Tile(j, label, f"cos {similarity:.2f}", "" if label == seen.given else "flag")
+                for j, label, similarity in seen.neighbours
+            ]
+            clicked = gallery(tiles, cached.sheets(study), key="neighbours", tile=56)
+    return closed, clicked
+
+
+def _plain(text: str) -> str:
+    """A class name as markdown that means nothing but itself."""
+    return "".join("\\" + c if c in r"\`*_{}[]()#+-.!|~$:<>" else c for c in text)
+
+
+def _facts(seen: views.Inspection) -> str:
+    rows = [("Given label", seen.given), ("Id", seen.id)]
+    if seen.true is not None and seen.kind is not None:
+        rows[1:1] = [("True label", seen.true), ("True kind", seen.kind)]
+    cells = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in rows)
+    return (
+        "<style>.cf-facts{display:grid;grid-template-columns:auto 1fr;gap:.1rem .6rem;font-size:.85rem;margin:0}"
+        ".cf-facts dt{opacity:.7}.cf-facts dd{margin:0;overflow-wrap:anywhere}</style>"
+        f'<dl class="cf-facts">{cells}</dl>'
+    )
+
+
+def _bars(seen: views.Inspection) -> str:
+    """Each detector's rank as a bar: how many of all samples are less suspicious."""
+    rows = []
+    for r in seen.readings:
+        colour = KIND_COLOURS["flag"] if r.flagged else "var(--st-gray-color, #8a94a0)"
+        verdict = "flagged" if r.flagged else "not flagged"
+        advice = f", suggests {escape(r.suggestion)}" if r.suggestion and r.suggestion != seen.given else ""
+        rows.append(
+            f'<div class="cf-bar"><div><b>{escape(r.slug)}</b><span>{verdict}{advice}</span></div>'
+            f'<div class="cf-track"><i style="width:{r.rank:.1%};background:{colour}"></i></div>'
+            f"<div><span>more suspicious than {r.rank:.1%} of all</span><span>score {r.score:.3g}</span></div></div>"
+        )
+    return (
+        "<style>.cf-bar{font-size:.82rem;margin-bottom:.7rem}.cf-bar>div{display:flex;flex-wrap:wrap;"
+        "justify-content:space-between;gap:0 .6rem}.cf-bar span{opacity:.75}.cf-track{height:.55rem;margin:.15rem 0;"
+        "background:color-mix(in srgb,currentColor 12%,transparent);border-radius:3px;overflow:hidden}"
+        ".cf-track i{display:block;height:100%}</style>"
+        + ("".join(rows) or "<p>Switch a detector on to see its scores.</p>")
+    )

@@ -1,0 +1,637 @@
+// The map. plotly.js draws the points and does pan and wheel zoom; hover, click, lasso, box, legend and toolbar
+// are ours: plotly's own lasso tests every point on every mouse move and sends every selected point back.
+//
+// Streamlit calls the default function at every rerun with the same parent element, so the first call mounts
+// and the later ones restyle. Python sends one byte array (see ui/scatter.py):
+//   uint32 length of head | head (JSON) | uint8 colour code per point | uint8 state per point
+import { address, drawTile, make } from "./common.js";
+
+const EMPHASISED = 1, MARKED = 2; // bits of a point's state
+const REACH = 12;                 // pixels from the pointer within which a point is hit
+const PAD = 0.05;                 // free space around the points, as a share of their extent
+const OUTLINE_VERTICES = 150;
+const CONFIG = { displayModeBar: false, scrollZoom: true, doubleClick: false, showTips: false };
+
+const ICONS = { // 24 x 24, strokes
+  pan: "M12 3v18M3 12h18M12 3l-3 3M12 3l3 3M12 21l-3-3M12 21l3-3M3 12l3-3M3 12l3 3M21 12l-3-3M21 12l-3 3",
+  lasso: "M12 4c5 0 9 2.5 9 5.800s-4 6-9 6-9-2.600-9-6S7 4 12 4zM6.500 14.500c-2 1-2 4 .6 4 2 0 2.200 1 1.400 2.500",
+  box: "M4 8V4h4M16 4h4v4M20 16v4h-4M8 20H4v-4M11 4h2M11 20h2M4 11v2M20 11v2",
+  in: "M12 5v14M5 12h14",
+  out: "M5 12h14",
+  home: "M4 11.500L12 5l8 6.500M6.500 10v9h11v-9",
+  clear: "M6 6l12 12M18 6L6 18",
+};
+
+const maps = new WeakMap(); // parent element → PointMap
+
+export default function ({ parentElement, data, setStateValue, setTriggerValue }) {
+  let map = maps.get(parentElement);
+  if (!map) maps.set(parentElement, (map = new PointMap(parentElement)));
+  map.report = { outline: (v) => setStateValue("outline", v), clicked: (v) => setTriggerValue("clicked", v) };
+  map.show(unpack(data));
+  return () => {
+    maps.delete(parentElement);
+    map.destroy();
+  };
+}
+
+function unpack(bytes) {
+  const length = new DataView(bytes.buffer, bytes.byteOffset, 4).getUint32(0, true);
+  const head = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length)));
+  const body = bytes.subarray(4 + length);
+  return { ...head, code: body.subarray(0, head.count), state: body.subarray(head.count, 2 * head.count) };
+}
+
+class PointMap {
+  constructor(parent) {
+    this.tool = "pan";
+    this.outline = null; // {id, points: [[x, y], ...]} in data coordinates
+    this.abort = new AbortController();
+    this.build(parent);
+    this.listen();
+  }
+
+  // ---------------------------------------------------------------- data in
+
+  /** Draw what Python sent. Runs one at a time; of several waiting, only the newest counts. */
+  async show(data) {
+    this.waiting = data;
+    if (this.working) return;
+    this.working = true;
+    try {
+      while (this.waiting && !this.gone) {
+        const next = this.waiting;
+        this.waiting = null;
+        await this.draw(next);
+      }
+    } catch (error) {
+      console.error(error);
+      this.say(`The map cannot be drawn: ${error.message}`);
+    } finally {
+      this.working = false;
+    }
+  }
+
+  async draw(data) {
+    this.root.style.height = `${data.height}px`;
+    if (!this.plotly) {
+      if (!hasWebGL()) throw new Error("this browser offers no WebGL. The galleries and lists still work.");
+      this.plotly = await loadPlotly(address(data.plotly));
+    }
+    if (data.points !== this.data?.points) this.points = await fetchPoints(data);
+    if (data.hover !== this.data?.hover) this.fetchHover(data.hover);
+    if (this.gone) return;
+    const first = !this.data;
+    const moved = data.version !== this.data?.version; // other positions: new camera, no selection
+    this.data = data;
+    if (moved) this.outline = data.outline;
+    this.legend();
+    if (first) {
+      await this.mount();
+    } else {
+      await this.paint();
+      if (moved) await this.goHome();
+    }
+    this.project();
+    this.root.dataset.paint = data.paint; // drawn: for tests and timings
+    this.root.dataset.runs = Number(this.root.dataset.runs ?? 0) + 1;
+  }
+
+  async fetchHover(path) {
+    this.texts = null;
+    if (!path) return;
+    const wanted = (this.hoverPath = path);
+    const response = await fetch(address(path));
+    const bytes = await response.arrayBuffer(); // decoded here: the server names no character set
+    if (response.ok && this.hoverPath === wanted) this.texts = new TextDecoder().decode(bytes).split("\0");
+  }
+
+  // ---------------------------------------------------------------- drawing
+
+  async mount() {
+    const { width, height } = this.size();
+    this.home = this.fit(width, height);
+    const axis = { visible: false, autorange: false, zeroline: false, showgrid: false };
+    const layout = {
+      width, height, margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false, hovermode: false, dragmode: "pan",
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", uirevision: 1,
+      xaxis: { ...axis, range: this.home.x }, yaxis: { ...axis, range: this.home.y },
+    };
+    await this.plotly.newPlot(this.plot, this.traces(), layout, CONFIG);
+    this.painted = this.recipe();
+    this.message.hidden = true;
+    this.plot.on("plotly_relayouting", () => this.project());
+    this.plot.on("plotly_relayout", () => this.project());
+    this.plot.on("plotly_webglcontextlost", () => this.say("The graphics context was lost. Reload the page."));
+    this.resizing = new ResizeObserver(() => {
+      cancelAnimationFrame(this.frame);
+      this.frame = requestAnimationFrame(() => this.resize());
+    });
+    this.resizing.observe(this.stage);
+  }
+
+  /** Everything the look of the points depends on. */
+  recipe() {
+    const { text, back } = this.theme();
+    return [this.data.version, this.data.points, this.data.paint, this.outline?.id, text, back].join();
+  }
+
+  async paint() {
+    if (this.recipe() === this.painted) return;
+    this.painted = this.recipe();
+    const update = {};
+    this.traces().forEach((trace, at) => {
+      const { x, y, marker } = trace;
+      const { color, size, opacity, colorscale, cmin, cmax, line } = marker;
+      const parts = { x, y, "marker.color": color, "marker.size": size, "marker.opacity": opacity,
+        "marker.colorscale": colorscale, "marker.cmin": cmin, "marker.cmax": cmax, "marker.line.color": line?.color };
+      for (const [name, value] of Object.entries(parts)) (update[name] ??= [])[at] = value ?? null;
+    });
+    await this.plotly.restyle(this.plot, update, [0, 1, 2]);
+  }
+
+  /** Three layers, from below: grey, coloured, coloured and outlined. */
+  traces() {
+    const { x, y } = this.points;
+    const { code, state, scale, count } = this.data;
+    const { text, faint } = this.theme();
+    const within = this.outline ? insideOutline(this.points, this.outline.points) : null;
+    const layers = [[], [], []];
+    for (const i of scale.names.length ? range(count) : byCode(code)) {
+      const lit = state[i] & EMPHASISED && (!within || within[i]);
+      layers[!lit ? 0 : state[i] & MARKED ? 2 : 1].push(i);
+    }
+    const size = Math.min(8, Math.max(2.6, 10.5 - 1.45 * Math.log10(Math.max(count, 10))));
+    const colours = colourScale(scale);
+    const look = [
+      { color: faint, size: size * 0.8, opacity: 0.55 },
+      { ...colours, size, opacity: 0.85 },
+      { ...colours, size: size * 1.45, opacity: 1, line: { width: 1.2, color: text } },
+    ];
+    return layers.map((chosen, at) => {
+      const pick = (values) => (chosen.length ? Float32Array.from(chosen, (i) => values[i]) : [NaN]);
+      const marker = { ...look[at] };
+      if (at) marker.color = chosen.length ? Array.from(chosen, (i) => code[i]) : [0];
+      return { type: "scattergl", mode: "markers", hoverinfo: "skip", x: pick(x), y: pick(y), marker };
+    });
+  }
+
+  theme() {
+    const style = getComputedStyle(this.root);
+    const text = style.getPropertyValue("--st-text-color").trim() || "#31333f";
+    const back = style.getPropertyValue("--st-background-color").trim() || "#ffffff";
+    return { text, back, faint: mix(back, text, 0.3) };
+  }
+
+  legend() {
+    const { names, palette, title, low, high } = this.data.scale;
+    const drawn = JSON.stringify([this.data.scale, this.data.flag]);
+    if (drawn === this.legendDrawn) return;
+    this.legendDrawn = drawn;
+    const parts = [];
+    if (title) parts.push(make("span", { class: "chf-legend-title", text: title }));
+    if (names.length) {
+      names.forEach((name, code) => {
+        const swatch = make("span", { class: "chf-swatch" });
+        swatch.style.background = palette[code % palette.length];
+        parts.push(make("span", { class: "chf-entry" }, swatch, make("span", { text: name })));
+      });
+    } else {
+      const bar = make("span", { class: "chf-bar" });
+      bar.style.background = `linear-gradient(to right, ${palette.join(", ")})`;
+      parts.push(make("span", { class: "chf-entry" },
+        make("span", { text: short(low) }), bar, make("span", { text: short(high) })));
+    }
+    if (this.data.flag) {
+      parts.push(make("span", { class: "chf-entry" },
+        make("span", { class: "chf-swatch chf-ring" }), make("span", { text: "flagged" })));
+    }
+    this.key.replaceChildren(...parts);
+  }
+
+  /** Put the outline and the focus ring where the camera now shows them. */
+  project() {
+    if (!this.data || !this.view()) return;
+    const points = this.drawing ?? this.outline?.points.map((p) => this.toPixel(p));
+    this.shape.setAttribute("d", points?.length ? `M${points.map((p) => p.map(Math.round)).join("L")}Z` : "");
+    this.buttons.clear.disabled = !this.outline;
+    const ring = this.data.focus;
+    this.ring.style.display = ring ? "" : "none";
+    if (ring) this.ring.setAttribute("transform", `translate(${this.toPixel(ring).map(Math.round)})`);
+    this.card.hidden = true;
+    this.hovered = -1;
+  }
+
+  say(words) {
+    if (this.gone) return;
+    this.message.textContent = words;
+    this.message.hidden = false;
+  }
+
+  // ---------------------------------------------------------------- camera
+
+  size() {
+    return { width: Math.max(this.stage.clientWidth, 50), height: Math.max(this.stage.clientHeight, 50) };
+  }
+
+  /** Ranges that show all points, one unit as long in x as in y. */
+  fit(width, height) {
+    const [x0, y0, x1, y1] = this.data.bounds;
+    const [w, h] = [x1 - x0 || 1, y1 - y0 || 1];
+    const unit = Math.max(w / width, h / height) * (1 + 2 * PAD);
+    return around([(x0 + x1) / 2, (y0 + y1) / 2], unit, width, height);
+  }
+
+  view() {
+    const full = this.plot._fullLayout;
+    return full?.xaxis && { x: full.xaxis.range.map(Number), y: full.yaxis.range.map(Number) };
+  }
+
+  unit() {
+    const { x } = this.view();
+    return (x[1] - x[0]) / this.plot._fullLayout.width;
+  }
+
+  toPixel([x, y]) {
+    const view = this.view(), { width, height } = this.plot._fullLayout;
+    return [((x - view.x[0]) / (view.x[1] - view.x[0])) * width,
+      ((view.y[1] - y) / (view.y[1] - view.y[0])) * height];
+  }
+
+  toData([px, py]) {
+    const view = this.view(), unit = this.unit();
+    return [view.x[0] + px * unit, view.y[1] - py * unit];
+  }
+
+  look({ x, y }, extra = {}) {
+    return this.plotly.relayout(this.plot, { "xaxis.range": x, "yaxis.range": y, ...extra });
+  }
+
+  goHome() {
+    const { width, height } = this.size();
+    this.home = this.fit(width, height);
+    return this.look(this.home);
+  }
+
+  zoom(factor, [dx, dy] = [0, 0]) {
+    const { x, y } = this.view(), { width, height } = this.size();
+    const unit = this.unit() * factor;
+    const centre = [(x[0] + x[1]) / 2 + dx * this.unit(), (y[0] + y[1]) / 2 + dy * this.unit()];
+    return this.look(around(centre, unit, width, height));
+  }
+
+  async resize() {
+    if (this.gone || !this.view()) return;
+    const { width, height } = this.size(), { x, y } = this.view();
+    const full = this.plot._fullLayout;
+    if (width === full.width && height === full.height) return;
+    const atHome = Math.abs(x[0] - this.home.x[0]) + Math.abs(y[0] - this.home.y[0]) < this.unit();
+    this.home = this.fit(width, height);
+    const same = around([(x[0] + x[1]) / 2, (y[0] + y[1]) / 2], this.unit(), width, height);
+    await this.look(atHome ? this.home : same, { width, height });
+  }
+
+  // ---------------------------------------------------------------- what the user does
+
+  build(parent) {
+    const svg = (tag, attributes, ...children) => {
+      const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+      node.append(...children);
+      return node;
+    };
+    const button = (name, label, press) => {
+      const icon = svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
+      const node = make("button", { type: "button", class: "chf-button", title: label, "aria-label": label }, icon);
+      node.addEventListener("click", press);
+      return node;
+    };
+    this.buttons = {
+      pan: button("pan", "Move the map; click a point to open it", () => this.use("pan")),
+      lasso: button("lasso", "Select with a lasso", () => this.use("lasso")),
+      box: button("box", "Select with a box", () => this.use("box")),
+      in: button("in", "Zoom in", () => this.data && this.zoom(0.6)),
+      out: button("out", "Zoom out", () => this.data && this.zoom(1 / 0.6)),
+      home: button("home", "Show all points", () => this.data && this.goHome()),
+      clear: button("clear", "Clear the selection (Escape)", () => this.select(null)),
+    };
+    const { pan, lasso, box, clear, ...camera } = this.buttons;
+    const group = (...nodes) => make("div", { class: "chf-group" }, ...nodes);
+    this.toolbar = make("div", { class: "chf-toolbar", role: "toolbar", "aria-label": "Map tools" },
+      group(pan, lasso, box, clear), group(...Object.values(camera)));
+    this.plot = make("div", { class: "chf-plot" });
+    this.shape = svg("path", { class: "chf-outline" });
+    this.ring = svg("g", { class: "chf-focus" });
+    for (const layer of ["chf-halo", "chf-line"]) {
+      this.ring.append(svg("circle", { r: 11, class: layer }),
+        svg("path", { d: "M0-20V-7M0 20V7M-20 0H-7M20 0H7", class: layer }));
+    }
+    this.ring.style.display = "none";
+    this.overlay = svg("svg", { class: "chf-overlay", "aria-hidden": "true" }, this.shape, this.ring);
+    this.sheet = make("div", { class: "chf-sheet" }); // over the plot while a selection tool is in hand
+    this.message = make("div", { class: "chf-message", role: "status", text: "Loading the map …" });
+    this.card = make("div", { class: "chf-card", role: "tooltip" });
+    this.picture = make("canvas", { width: 1, height: 1 });
+    this.words = make("div", { class: "chf-words" });
+    this.card.append(this.picture, this.words);
+    this.card.hidden = true;
+    this.stage = make("div", {
+      class: "chf-stage", tabindex: "0", role: "group",
+      "aria-label": "Map of the samples. Arrow keys move it, plus and minus zoom, zero shows all.",
+    }, this.plot, this.overlay, this.sheet, this.message, this.toolbar);
+    this.key = make("div", { class: "chf-legend" });
+    this.root = make("div", { class: "chf-map" }, this.stage, this.key, this.card);
+    parent.append(this.root);
+    this.use("pan");
+  }
+
+  use(tool) {
+    this.tool = tool;
+    this.sheet.hidden = tool === "pan";
+    for (const name of ["pan", "lasso", "box"]) {
+      this.buttons[name].setAttribute("aria-pressed", String(name === tool));
+    }
+    this.buttons.clear.disabled = !this.outline;
+  }
+
+  listen() {
+    const { signal } = this.abort;
+    const on = (target, type, handler, options = {}) => target.addEventListener(type, handler, { signal, ...options });
+    on(this.stage, "pointermove", (event) => this.hover(event));
+    on(this.stage, "pointerleave", () => this.hover(null));
+    on(this.stage, "pointerdown", (event) => this.press(event), { capture: true });
+    on(this.sheet, "pointerdown", (event) => this.startOutline(event));
+    on(this.sheet, "wheel", (event) => { // hand it on to plotly, which zooms
+      event.preventDefault();
+      this.plot.querySelector(".nsewdrag")?.dispatchEvent(new WheelEvent("wheel", event));
+    }, { passive: false });
+    on(this.stage, "keydown", (event) => this.keyDown(event));
+    on(document, "keydown", (event) => {
+      if (event.key !== "Escape" || !(this.root.matches(":hover") || this.root.contains(document.activeElement))) return;
+      this.cancelOutline?.();
+      if (this.outline) this.select(null);
+    });
+  }
+
+  keyDown(event) {
+    if (!this.data || event.target !== this.stage || event.ctrlKey || event.metaKey || event.altKey) return;
+    const keys = {
+      ArrowLeft: [1, [-60, 0]], ArrowRight: [1, [60, 0]], ArrowUp: [1, [0, 60]], ArrowDown: [1, [0, -60]],
+      "+": [0.6], "=": [0.6], "-": [1 / 0.6],
+    };
+    if (event.key === "0") this.goHome();
+    else if (event.key in keys) this.zoom(...keys[event.key]);
+    else return;
+    event.preventDefault();
+  }
+
+  /** Pointer position in pixels of the stage. */
+  at(event) {
+    const frame = this.stage.getBoundingClientRect();
+    return [event.clientX - frame.left, event.clientY - frame.top];
+  }
+
+  /** A press that does not travel is a click on the nearest point. (Plotly covers the page while it drags.) */
+  press(event) {
+    this.hover(null);
+    if (this.tool !== "pan" || event.button || !this.data || this.toolbar.contains(event.target)) return;
+    const { clientX, clientY } = event, hit = this.nearest(this.at(event));
+    const release = (up) => {
+      if (up.type === "pointercancel" || Math.hypot(up.clientX - clientX, up.clientY - clientY) > 4) return;
+      if (hit >= 0) this.report.clicked(this.points.index ? this.points.index[hit] : hit);
+    };
+    const once = new AbortController();
+    const signal = AbortSignal.any([once.signal, this.abort.signal]);
+    for (const type of ["pointerup", "pointercancel"]) {
+      window.addEventListener(type, (up) => { once.abort(); release(up); }, { signal, capture: true });
+    }
+  }
+
+  startOutline(event) {
+    if (event.button || !this.data) return;
+    event.preventDefault();
+    const start = this.at(event), path = [start], once = new AbortController();
+    this.sheet.setPointerCapture(event.pointerId);
+    const end = () => {
+      once.abort();
+      this.drawing = this.cancelOutline = null;
+      this.project();
+    };
+    this.cancelOutline = end;
+    const on = (type, handler) => this.sheet.addEventListener(type, handler, { signal: once.signal });
+    on("pointermove", (move) => {
+      const here = this.at(move), last = path.at(-1);
+      if (this.tool === "box") this.drawing = [start, [here[0], start[1]], here, [start[0], here[1]]];
+      else if (Math.hypot(here[0] - last[0], here[1] - last[1]) >= 3) this.drawing = [...path, here], path.push(here);
+      this.project();
+    });
+    on("pointercancel", end);
+    on("pointerup", () => {
+      const drawn = this.drawing;
+      end();
+      if (!drawn || drawn.length < 3) return;
+      const [width, height] = [0, 1].map((k) => Math.max(...drawn.map((p) => p[k])) - Math.min(...drawn.map((p) => p[k])));
+      if (Math.max(width, height) < 6) return;
+      const step = Math.ceil(drawn.length / OUTLINE_VERTICES);
+      this.select(drawn.filter((_, k) => k % step === 0).map((p) => this.toData(p)));
+    });
+  }
+
+  /** Take an outline in data coordinates (null: none), grey what is outside, tell Python. */
+  select(points) {
+    this.outline = points && { id: `${Date.now()}-${Math.random().toString(36).slice(2)}`, points };
+    this.project();
+    this.report.outline(this.outline);
+    requestAnimationFrame(() => !this.gone && this.paint());
+  }
+
+  hover(event) {
+    const idle = event && this.data && !event.buttons && event.pointerType !== "touch" && !this.toolbar.contains(event.target);
+    const hit = idle ? this.nearest(this.at(event)) : -1;
+    this.stage.classList.toggle("chf-over", hit >= 0);
+    if (hit < 0) {
+      this.card.hidden = true;
+      this.hovered = -1;
+      return;
+    }
+    if (hit !== this.hovered) this.fillCard(hit);
+    const room = this.root.getBoundingClientRect(), card = this.card.getBoundingClientRect();
+    const [x, y] = [event.clientX - room.left, event.clientY - room.top];
+    const left = x + 16 + card.width <= room.width ? x + 16 : x - 16 - card.width;
+    const top = y + 16 + card.height <= room.height ? y + 16 : y - 16 - card.height;
+    this.card.style.transform = `translate(${Math.round(Math.max(0, left))}px, ${Math.round(Math.max(0, top))}px)`;
+  }
+
+  fillCard(hit) {
+    this.hovered = hit;
+    const { sheets } = this.data;
+    const lines = (this.texts?.[hit] ?? "").split("\n").filter(Boolean);
+    this.words.replaceChildren(...lines.map((line) => make("div", { text: line })));
+    this.picture.hidden = !sheets;
+    if (sheets) {
+      this.picture.width = this.picture.height = 1; // wipes the last picture
+      const index = this.points.index ? this.points.index[hit] : hit;
+      drawTile(this.picture, sheets, index, 112, () => this.hovered === hit);
+    }
+    this.card.hidden = !sheets && !lines.length;
+  }
+
+  /** Nearest point within reach of a pixel, the coloured ones (which lie above) first; -1: none. */
+  nearest(pixel) {
+    const [x, y] = this.toData(pixel), unit = this.unit(), { points } = this;
+    const { state } = this.data;
+    let best = -1, least = Infinity;
+    const reach = REACH * unit;
+    points.grid.visit(x, y, reach, (i) => {
+      const far = Math.hypot(points.x[i] - x, points.y[i] - y);
+      const rank = far + (state[i] & EMPHASISED ? 0 : 2 * reach);
+      if (far <= reach && rank < least) [best, least] = [i, rank];
+    });
+    return best;
+  }
+
+  destroy() {
+    this.gone = true;
+    this.abort.abort();
+    this.resizing?.disconnect();
+    cancelAnimationFrame(this.frame);
+    if (this.plot._fullLayout) this.plotly.purge(this.plot); // frees its WebGL contexts
+    this.root.remove();
+  }
+}
+
+// -------------------------------------------------------------------- helpers
+
+function hasWebGL() {
+  const context = document.createElement("canvas").getContext("webgl");
+  context?.getExtension("WEBGL_lose_context")?.loseContext();
+  return Boolean(context);
+}
+
+/** plotly.js, once a page; kept in the browser's cache storage, because Streamlit sends it without a lifetime. */
+function loadPlotly(url) {
+  window.chaffinchPlotly ??= (async () => {
+    let source = url;
+    try {
+      const cache = await caches.open("chaffinch-plotly");
+      let hit = await cache.match(url);
+      if (!hit) {
+        for (const old of await cache.keys()) await cache.delete(old);
+        await cache.add(url);
+        hit = await cache.match(url);
+      }
+      source = URL.createObjectURL(await hit.blob());
+    } catch {
+      source = url; // no cache storage outside of https and localhost
+    }
+    await new Promise((resolve, reject) => {
+      const script = make("script", { src: source });
+      script.onload = resolve;
+      script.onerror = () => reject(new Error("plotly.js could not be loaded. Reload the page to try again."));
+      document.head.append(script);
+    });
+    if (source !== url) URL.revokeObjectURL(source);
+    return window.Plotly;
+  })().catch((error) => {
+    window.chaffinchPlotly = undefined; // the next rerun tries again
+    throw error;
+  });
+  return window.chaffinchPlotly;
+}
+
+async function fetchPoints({ points: path, count, indexed }) {
+  const response = await fetch(address(path));
+  if (!response.ok) throw new Error("the positions could not be loaded. Reload the page to try again.");
+  const buffer = await response.arrayBuffer();
+  const x = new Float32Array(buffer, 0, count), y = new Float32Array(buffer, 4 * count, count);
+  return { x, y, index: indexed ? new Int32Array(buffer, 8 * count, count) : null, grid: new Grid(x, y) };
+}
+
+/** Points in square cells, to find those near a place. */
+class Grid {
+  constructor(x, y) {
+    const ends = (values) => values.reduce(([a, b], v) => [v < a ? v : a, v > b ? v : b], [Infinity, -Infinity]);
+    const [[x0, x1], [y0, y1]] = [ends(x), ends(y)];
+    this.side = Math.min(400, Math.max(8, Math.ceil(Math.sqrt(x.length))));
+    Object.assign(this, { x0, y0, cell: Math.max(x1 - x0, y1 - y0, 1e-9) / this.side });
+    const cells = (this.side + 1) ** 2;
+    const home = Int32Array.from(x, (v, i) => {
+      const at = this.row(y[i], y0) * (this.side + 1) + this.row(v, x0);
+      return Number.isNaN(v + y[i]) ? cells : at;
+    });
+    this.start = new Int32Array(cells + 2); // start[c]..start[c + 1] of order: the points of cell c
+    for (const c of home) this.start[c + 1]++;
+    for (let c = 0; c <= cells; c++) this.start[c + 1] += this.start[c];
+    const next = this.start.slice();
+    this.order = new Int32Array(x.length);
+    home.forEach((c, i) => { this.order[next[c]++] = i; });
+  }
+
+  row(value, origin) {
+    return Math.min(this.side, Math.max(0, Math.floor((value - origin) / this.cell)));
+  }
+
+  visit(x, y, reach, see) {
+    for (let r = this.row(y - reach, this.y0); r <= this.row(y + reach, this.y0); r++) {
+      const line = r * (this.side + 1);
+      const to = this.start[line + this.row(x + reach, this.x0) + 1];
+      for (let k = this.start[line + this.row(x - reach, this.x0)]; k < to; k++) see(this.order[k]);
+    }
+  }
+}
+
+/** Even-odd rule, the same arithmetic as `inside` in ui/scatter.py. */
+function insideOutline({ x, y }, outline) {
+  const result = new Uint8Array(x.length);
+  const [xs, ys] = [outline.map((p) => p[0]), outline.map((p) => p[1])];
+  const [left, right, low, high] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  for (let i = 0; i < x.length; i++) {
+    const px = x[i], py = y[i];
+    if (!(px >= left && px <= right && py >= low && py <= high)) continue;
+    for (let k = 0, j = xs.length - 1; k < xs.length; j = k++) {
+      if ((ys[k] > py) !== (ys[j] > py) && px < ((xs[j] - xs[k]) * (py - ys[k])) / (ys[j] - ys[k]) + xs[k]) result[i] ^= 1;
+    }
+  }
+  return result;
+}
+
+function* range(n) {
+  for (let i = 0; i < n; i++) yield i;
+}
+
+/** Positions by rising colour code, so that the high end of a scale is drawn on top. */
+function byCode(code) {
+  const start = new Int32Array(257), order = new Int32Array(code.length);
+  for (const c of code) start[c + 1]++;
+  for (let c = 0; c < 256; c++) start[c + 1] += start[c];
+  code.forEach((c, i) => { order[start[c]++] = i; });
+  return order;
+}
+
+function colourScale({ names, palette }) {
+  if (!names.length) {
+    return { colorscale: palette.map((c, k) => [k / (palette.length - 1), c]), cmin: 0, cmax: 255 };
+  }
+  const steps = palette.flatMap((c, k) => [[k / palette.length, c], [(k + 1) / palette.length, c]]);
+  return { colorscale: steps, cmin: -0.5, cmax: palette.length - 0.5 };
+}
+
+/** Ranges of a view by its centre and the size of a pixel in data units. */
+function around([x, y], unit, width, height) {
+  const [w, h] = [(width * unit) / 2, (height * unit) / 2];
+  return { x: [x - w, x + w], y: [y - h, y + h] };
+}
+
+/** A colour between two CSS colours. */
+function mix(from, to, share) {
+  const read = (colour) => {
+    const context = document.createElement("canvas").getContext("2d");
+    context.fillStyle = colour;
+    context.fillRect(0, 0, 1, 1);
+    return context.getImageData(0, 0, 1, 1).data;
+  };
+  const [a, b] = [read(from), read(to)];
+  return `rgb(${[0, 1, 2].map((k) => Math.round(a[k] + (b[k] - a[k]) * share))})`;
+}
+
+const short = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });

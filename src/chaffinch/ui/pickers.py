@@ -1,0 +1,135 @@
+"""The sidebar: widgets made from the registry and the data; together they are a Spec."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import streamlit as st
+
+from .. import registry
+from ..base.errors import InputError
+from ..data.fashion_web import FLIPS, Draw
+from ..spec import Cut, Spec
+from ..study import OWN_FEATURES, Detection, Study
+from . import cached
+
+BUNDLED = "fashion-web"
+
+
+def dataset_and_encoder(spec: Spec) -> Spec:
+    """Pick the dataset, its noise, and the encoder."""
+    with st.sidebar:
+        st.markdown("#### Dataset")
+        name = _dataset(spec.dataset)
+        names = cached.encoder_names()
+        options = [*names, OWN_FEATURES]
+        encoder = st.selectbox(
+            "Encoder",
+            options,
+            index=options.index(spec.encoder) if spec.encoder in options else 0,
+            format_func=lambda slug: "features in the data" if slug == OWN_FEATURES else slug,
+            help="What turns pictures into features. " + "; ".join(f"**{k}**: {v}" for k, v in names.items()),
+        )
+    if name != spec.dataset or encoder != spec.encoder:
+        spec = replace(spec, dataset=name, encoder=encoder, sample="", label="")
+    return spec
+
+
+def _dataset(current: str) -> str:
+    sources = {"bundled": "fashion-web (bundled)", "arrays": "Arrays (.npz file)"}
+    bundled = current.partition(":")[0] == BUNDLED
+    source = st.selectbox(
+        "Dataset",
+        list(sources),
+        index=0 if bundled else 1,
+        format_func=sources.__getitem__,
+        label_visibility="collapsed",
+    )
+    if source == "arrays":
+        path = st.text_input(
+            "File",
+            "" if bundled else current.partition(":")[2],
+            placeholder="/path/to/arrays.npz",
+            help="An .npz archive with labels and at least one of images, features, pred_probs.",
+        )
+        return f"arrays:{path.strip()}" if path.strip() else current
+    draw = Draw.parse(current.partition(":")[2]) if bundled else Draw()
+    with st.expander(f"Noise: {draw.noise:.0%}, {draw.ood:.0%} of it foreign"), st.form("draw", border=False):
+        noise = st.slider("Noisy pictures", 0, 90, round(draw.noise * 100), 5, format="%d%%")
+        ood = st.slider("of them out-of-distribution", 0, 100, round(draw.ood * 200) // 2, format="%d%%")
+        flips = st.selectbox("Wrong labels are", FLIPS, index=FLIPS.index(draw.flips))
+        seed = int(st.number_input("Seed of the draw", 0, 9999, draw.seed))
+        if st.form_submit_button("Draw again", width="stretch"):
+            kept = draw.ood if ood == round(draw.ood * 200) // 2 else ood / 100
+            return str(replace(draw, noise=noise / 100, ood=kept, flips=flips, seed=seed))
+    return current if bundled else BUNDLED
+
+
+def detectors(spec: Spec, study: Study, known: dict[str, Detection]) -> Spec:
+    """A switch for each detector, and for those that are on and known, where they cut."""
+    cuts = {c.detector: c for c in spec.detectors}
+    chosen: list[Cut] = []
+    with st.sidebar:
+        st.markdown("#### Detectors")
+        for slug, cls in registry.methods("detector").items():
+            finds = " and ".join(
+                {"mislabelled": "wrong labels", "ood": "foreign pictures"}[f] for f in sorted(cls.card.finds)
+            )
+            on = st.toggle(
+                cls.card.name,
+                value=slug in cuts,
+                key=f"on-{slug}",
+                help=f"**{slug}** finds {finds}. {cls.card.summary} *Fails when:* {cls.card.fails_when}",
+            )
+            if on:
+                cut = cuts.get(slug, Cut(slug))
+                chosen.append(_cut(cut, known[slug], len(study)) if slug in known else cut)
+        votes = spec.votes
+        if len(chosen) > 1:
+            votes = st.slider(
+                "Flagged when at least … agree", 1, len(chosen), min(spec.votes, len(chosen)),
+                help="1: any of the detectors that are on; more: only where they agree.",
+            )  # fmt: skip
+    return replace(spec, detectors=tuple(chosen), votes=votes)
+
+
+def _cut(cut: Cut, found: Detection, n: int) -> Cut:
+    """Own rule, budget or score, with the count it gives."""
+    slug = cut.detector
+    rules = ["own rule", "budget", "score"]
+    current = "budget" if cut.budget is not None else "score" if cut.score is not None else "own rule"
+    with st.container(border=True, key=f"cut-{slug}"):
+        rule = st.segmented_control(
+            f"Cut of {slug}", rules, default=current, key=f"rule-{slug}", label_visibility="collapsed"
+        )
+        own = float(found.own.mean())
+        if rule == "budget":
+            share = st.slider(
+                f"Budget of {slug}", 0.0, 95.0, round((cut.budget if cut.budget is not None else own) * 100, 1), 0.5,
+                format="%.1f%%", key=f"budget-{slug}", label_visibility="collapsed",
+            )  # fmt: skip
+            cut = Cut(slug, budget=round(share / 100, 4))
+        elif rule == "score":
+            low, high = float(found.scores.min()), float(found.scores.max())
+            start = cut.score if cut.score is not None else _own_score(found, low)
+            step = (high - low) / 200 or 1.0
+            value = st.slider(
+                f"Score of {slug}", low, high, min(max(start, low), high), step,
+                format="%.3g", key=f"score-{slug}", label_visibility="collapsed",
+            )  # fmt: skip
+            cut = Cut(slug, score=float(f"{value:.6g}"))
+        else:
+            cut = Cut(slug)
+        try:
+            flagged = int(found.flags(cut).sum())
+            st.caption(f"flags {flagged:,} ({flagged / n:.1%})")
+        except InputError:
+            st.caption("would flag every sample: its own rule is used instead")
+        if note := found.info.get("note"):
+            st.caption(f":material/info: {note}")
+    return cut
+
+
+def _own_score(found: Detection, low: float) -> float:
+    """The score at which the method's own rule begins to flag."""
+    return float(found.scores[found.own].min()) if found.own.any() else low

@@ -1,0 +1,271 @@
+"""The map: a scatter plot that keeps zoom, pan and selection over every rerun.
+
+``frontend/map.js`` draws it with the plotly.js of the installed plotly package. What is constant (positions,
+hover text) is written once to a file named by its digest, which the browser fetches and keeps; a rerun sends two
+bytes a point (colour and state) and the browser restyles. Only the outline of a selection comes back.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import streamlit as st
+from numpy.typing import NDArray
+from streamlit import runtime
+from streamlit.components.v1 import declare_component
+
+from ..base.errors import InputError
+from ..base.files import digest, replacing
+from ..thumbnails import Sheets
+from .gallery import KIND_COLOURS, sheets_data
+
+if TYPE_CHECKING:
+    from streamlit.components.v2.types import ComponentRenderer
+
+CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#B8A800", "#7F5F3F")
+CONTINUOUS = ("#3B4CC0", "#7FA5F0", "#C9B8A8", "#F0885A", "#B40426")
+EMPHASISED, MARKED = 1, 2  # bits of a point's state
+KEPT_FILES = 64  # served arrays; the least recently used go first
+MAX_VERTICES = 2000
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How the points are coloured: by category (``names`` given) or on a continuous scale.
+
+    Attributes:
+        values: (N,) codes 0..K-1 into ``names``, or floats. A negative code or a NaN is drawn grey.
+        names: the K legend entries; empty = continuous.
+        palette: a hex colour for each code (used in turn if there are fewer), or the stops of the scale.
+        title: what the colours mean.
+    """
+
+    values: NDArray[Any]
+    names: tuple[str, ...] = ()
+    palette: tuple[str, ...] = ()
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class MapEvent:
+    """What the user did on the map.
+
+    Attributes:
+        clicked: dataset position of the clicked point, only in the run that the click caused.
+        polygon: (V, 2) float64 outline of the selection in data coordinates (a box has four corners), or None.
+    """
+
+    clicked: int | None
+    polygon: NDArray[np.float64] | None
+
+
+def scatter_map(
+    xy: NDArray[np.floating[Any]],
+    colours: Colours,
+    *,
+    emphasis: NDArray[np.bool_] | None = None,
+    marked: NDArray[np.bool_] | None = None,
+    shown: NDArray[np.int64] | None = None,
+    hover: Sequence[str] | None = None,
+    sheets: Sheets | None = None,
+    key: str,
+    height: int = 560,
+    focus: int | None = None,
+) -> MapEvent:
+    """Draw the map. Zoom, pan and selection stay as long as ``xy`` has the same values.
+
+    Args:
+        xy: (N, 2) positions.
+        colours: colours of the emphasised points.
+        emphasis: (N,) points in colour; the others lie underneath in grey. None = all.
+        marked: (N,) points drawn larger and outlined (flagged samples), where emphasised.
+        shown: (M,) dataset positions to send to the browser; None = all.
+        hover: N texts for the card under the pointer; the first line is its heading.
+        sheets: pictures for the card. Missing sheets are made in the background.
+        key: identity of this map on the page.
+        height: of the whole component in CSS pixels.
+        focus: dataset position to put a crosshair ring on.
+
+    Raises:
+        InputError: an argument does not have N entries.
+    """
+    n = len(xy)
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise InputError(f"xy must be (N, 2), got {xy.shape}")
+    sized = {"colours.values": colours.values, "emphasis": emphasis, "marked": marked, "hover": hover}
+    for name, value in sized.items():
+        if value is not None and len(value) != n:
+            raise InputError(f"{name} must have {n} entries, got {len(value)}")
+    if not runtime.exists():  # imported outside of Streamlit
+        return MapEvent(None, None)
+
+    xy32 = np.ascontiguousarray(xy, dtype=np.float32)
+    version = digest(xy32)
+    memory = st.session_state.setdefault(f"{key}:map", {"version": version, "void": None})
+    if memory["version"] != version:  # another dataset or encoder: the old outline means nothing here
+        memory.update(version=version, void=memory.get("last"))
+    outline = _outline(st.session_state.get(key), memory)
+
+    if sheets is not None:
+        sheets.fill()
+    take = slice(None) if shown is None else np.asarray(shown, dtype=np.int64)
+    code, coloured, scale = _codes(colours)
+    lit = coloured if emphasis is None else coloured & emphasis
+    state = lit.astype(np.uint8) * EMPHASISED
+    if marked is not None:
+        state |= marked.astype(np.uint8) * MARKED
+    body = code[take].tobytes() + state[take].tobytes()
+    finite = xy32[np.isfinite(xy32).all(axis=1)]
+    span = [*finite.min(axis=0).tolist(), *finite.max(axis=0).tolist()] if len(finite) else [0, 0, 1, 1]
+    where = None if focus is None else xy32[focus].tolist()
+    head = {
+        "version": version,
+        "paint": digest(np.frombuffer(body, np.uint8), scale),
+        "points": _publish(_pack(xy32[take], shown), "bin"),
+        "hover": None if hover is None else _publish(_join(hover, shown), "txt"),
+        "count": len(body) // 2,
+        "indexed": shown is not None,
+        "bounds": span,
+        "height": height,
+        "scale": scale,
+        "flag": KIND_COLOURS["flag"] if bool((state & MARKED).any()) else None,
+        "focus": where if where is not None and np.isfinite(where).all() else None,
+        "outline": outline,
+        "sheets": sheets_data(sheets),
+        "plotly": _plotly(),
+    }
+    encoded = json.dumps(head).encode()
+    payload = struct.pack("<I", len(encoded)) + encoded + body
+    result = _component()(key=key, data=payload, on_clicked_change=_nothing, on_outline_change=_nothing)
+
+    outline = _outline(result, memory)
+    polygon = None if outline is None else np.asarray(outline["points"], dtype=np.float64)
+    clicked: Any = result.get("clicked")
+    valid = isinstance(clicked, int) and 0 <= clicked < n
+    return MapEvent(clicked if valid else None, polygon)
+
+
+def inside(xy: NDArray[np.floating[Any]], polygon: NDArray[np.float64] | None) -> NDArray[np.bool_]:
+    """Which points lie in the polygon (ray casting, even-odd rule).
+
+    Args:
+        xy: (N, 2) positions.
+        polygon: (V, 2) vertices, closed by itself; None = no selection, every point counts as inside.
+
+    Returns:
+        (N,) bool.
+    """
+    if polygon is None:
+        return np.ones(len(xy), dtype=np.bool_)
+    result = np.zeros(len(xy), dtype=np.bool_)
+    if len(polygon) < 3:
+        return result
+    low, high = polygon.min(axis=0), polygon.max(axis=0)
+    near = np.flatnonzero(((xy >= low) & (xy <= high)).all(axis=1))  # NaN compares false
+    x, y = np.asarray(xy[near], dtype=np.float64).T
+    odd = np.zeros(len(near), dtype=np.bool_)
+    for (x1, y1), (x2, y2) in zip(polygon, np.roll(polygon, 1, axis=0), strict=True):
+        if y1 != y2:  # does the ray from the point to the right cross this edge?
+            odd ^= ((y1 > y) != (y2 > y)) & (x < (x2 - x1) * (y - y1) / (y2 - y1) + x1)
+    result[near] = odd
+    return result
+
+
+def _codes(colours: Colours) -> tuple[NDArray[np.uint8], NDArray[np.bool_], dict[str, Any]]:
+    """One byte a point (a palette index, or a step of 256 on the scale), which points have one, and the scale."""
+    values = np.asarray(colours.values)
+    if colours.names:
+        palette = (colours.palette or CATEGORICAL)[:256]
+        code = (values.astype(np.int64) % len(palette)).astype(np.uint8)
+        scale = {"names": list(colours.names), "palette": list(palette), "title": colours.title}
+        return code, values >= 0, scale
+    there = np.isfinite(values)
+    low, high = (float(values[there].min()), float(values[there].max())) if there.any() else (0.0, 1.0)
+    step = np.where(there, (values - low) * (255 / ((high - low) or 1.0)), 0)
+    scale = {"names": [], "palette": list(colours.palette or CONTINUOUS), "title": colours.title}
+    return step.round().astype(np.uint8), there, scale | {"low": low, "high": high}
+
+
+def _outline(state: Any, memory: dict[str, Any]) -> dict[str, Any] | None:
+    """The selection as the browser reported it: ``{"id", "points"}``, or None if none, void or malformed."""
+    outline = state.get("outline") if state is not None else None
+    if not isinstance(outline, dict) or not isinstance(outline.get("id"), str):
+        return None
+    memory["last"] = outline["id"]
+    points = outline.get("points")
+    if outline["id"] == memory["void"] or not isinstance(points, list) or not 3 <= len(points) <= MAX_VERTICES:
+        return None
+    try:
+        vertices = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    fine = vertices.ndim == 2 and vertices.shape[1] == 2 and bool(np.isfinite(vertices).all())
+    return {"id": outline["id"], "points": vertices.tolist()} if fine else None
+
+
+def _pack(xy: NDArray[np.float32], shown: NDArray[np.int64] | None) -> bytes:
+    """All x, all y (float32), then the dataset positions (int32) if it is a subset; little-endian."""
+    columns = np.ascontiguousarray(xy.T, dtype="<f4").tobytes()
+    return columns if shown is None else columns + np.asarray(shown).astype("<i4").tobytes()
+
+
+def _join(hover: Sequence[str], shown: NDArray[np.int64] | None) -> bytes:
+    """The texts of the points, each ended by a zero byte."""
+    texts = hover if shown is None else [hover[i] for i in np.asarray(shown).tolist()]
+    return "\0".join(texts).encode(errors="replace")
+
+
+@functools.cache
+def _served_folder() -> Path:
+    """A temporary folder of this process for the constant arrays."""
+    folder = Path(tempfile.mkdtemp(prefix="chaffinch-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _publish(content: bytes, suffix: str) -> str:
+    """Put bytes where the browser can fetch them, and return the address (relative to the app's root)."""
+    folder = _served_folder()
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{digest(np.frombuffer(content, np.uint8))}.{suffix}"
+    if path.exists():
+        os.utime(path)
+    else:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+        files = sorted(folder.glob("[0-9a-f]*"), key=lambda p: p.stat().st_mtime)
+        for old in files[:-KEPT_FILES]:
+            old.unlink(missing_ok=True)
+    return f"component/{declare_component('arrays', path=str(folder)).name}/{path.name}"
+
+
+def _plotly() -> str:
+    """Address of the installed plotly's plotly.js; the version makes the browser drop an older copy."""
+    from importlib.metadata import version
+
+    spec = find_spec("plotly")
+    if spec is None or spec.origin is None:
+        raise InputError("the package plotly is not installed; install chaffinch again")
+    served = declare_component("plotly", path=str(Path(spec.origin).parent / "package_data"))
+    return f"component/{served.name}/plotly.min.js?v={version('plotly')}"
+
+
+@functools.cache
+def _component() -> ComponentRenderer:
+    return st.components.v2.component("chaffinch.map", js="map.js", css="map.css", isolate_styles=False)
+
+
+def _nothing() -> None:
+    """Streamlit reports a state or an event only if it has a callback."""

@@ -1,0 +1,58 @@
+"""What every page shares: the deep-link guard, the settings, the view in the URL, and how errors are shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import streamlit as st
+
+from ..base.errors import InputError
+from ..spec import Spec
+
+
+def enter(page: str) -> None:
+    """First call of every page: a page file that was opened without ``app.py`` goes there first.
+
+    Streamlit runs a file of a folder named ``pages`` on its own when it is the first thing asked of a fresh server.
+    """
+    if not st.session_state.get("_shell"):
+        st.session_state["_goto"] = (page, st.query_params.to_dict())
+        st.switch_page("app.py")
+
+
+def resume() -> None:
+    """In ``app.py``, before the page runs: go where a guarded page wanted to go."""
+    st.session_state["_shell"] = True
+    if goto := st.session_state.pop("_goto", None):
+        st.switch_page(goto[0], query_params=goto[1])
+
+
+def first_spec() -> Spec:
+    """The view this session starts with: the link's, else what ``chaffinch app`` was given, else the default."""
+    if "_spec" not in st.session_state:
+        given = os.environ.get("CHAFFINCH_SPEC", "")
+        query = st.query_params.to_dict()
+        st.session_state["_spec"] = Spec.from_query(query) if query or not given else Spec.from_toml(given)
+    spec: Spec = st.session_state["_spec"]
+    return spec
+
+
+def keep(spec: Spec) -> Spec:
+    """Remember the view in this session and in the URL, so that a copied link reproduces it."""
+    st.session_state["_spec"] = spec
+    query = spec.to_query()
+    if st.query_params.to_dict() != query:
+        st.query_params.from_dict(query)
+    return spec
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Show an input error as a message in place of the rest of the page."""
+    try:
+        yield
+    except InputError as error:
+        st.error(str(error), icon=":material/error:")
+        st.stop()

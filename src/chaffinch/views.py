@@ -1,0 +1,197 @@
+"""What a page shows of a study, as plain arrays: votes, selections, orders, one sample in detail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .base.errors import InputError
+from .card import KINDS
+from .figures import palette
+from .metrics.detection import decision
+from .spec import Cut
+from .study import Detection, Study
+
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Which detectors flag which samples.
+
+    Attributes:
+        flags: slug -> (N,) bool, for every detector that is on.
+        count: (N,) int64, how many flag a sample.
+        flagged: (N,) bool, at least as many as asked for.
+        problems: slug -> why its cut could not be used.
+    """
+
+    flags: dict[str, Flags]
+    count: NDArray[np.int64]
+    flagged: Flags
+    problems: dict[str, str]
+
+
+def vote(n: int, detections: Sequence[Detection], cuts: Sequence[Cut], least: int = 1) -> Votes:
+    """Flags of all detectors that are on, and which samples at least ``least`` of them flag.
+
+    A cut that would flag everything is reported in ``problems`` and the detector's own rule is used instead.
+    """
+    chosen = {c.detector: c for c in cuts}
+    flags, problems = {}, {}
+    for found in detections:
+        try:
+            flags[found.slug] = found.flags(chosen.get(found.slug))
+        except InputError as error:
+            problems[found.slug] = str(error)
+            flags[found.slug] = found.own
+    count = np.sum(list(flags.values()), axis=0, dtype=np.int64) if flags else np.zeros(n, np.int64)
+    return Votes(flags, count, count >= max(1, min(least, len(flags) or 1)), problems)
+
+
+def suspicion(detections: Sequence[Detection], n: int) -> NDArray[np.float64]:
+    """Mean rank (N,) over the detectors, 0 to 1: one order for several scores."""
+    return np.mean([found.ranks for found in detections], axis=0) if detections else np.zeros(n)
+
+
+def gallery_order(
+    study: Study, detections: Sequence[Detection], votes: Votes, *, show: str, label: str, within: Flags | None
+) -> NDArray[np.int64]:
+    """Positions in the order in which the gallery lists them.
+
+    Args:
+        study: the study.
+        detections: those that decide the order.
+        votes: flags in force.
+        show: ``suspicious`` (all, most suspicious first), ``flagged`` (only those), ``random`` (a seeded shuffle),
+            or ``trusted`` (least suspicious first).
+        label: only samples with this given label; empty = all.
+        within: only these (a selection on the map); None = all.
+    """
+    n = len(study)
+    keep = np.ones(n, bool) if within is None else within.copy()
+    if label in study.observed.classes:
+        keep &= study.observed.labels == study.observed.classes.index(label)
+    if show == "flagged":
+        keep &= votes.flagged
+    if show == "random":
+        order = np.random.default_rng(study.seed).permutation(n)
+    else:
+        score = suspicion(detections, n)
+        order = np.argsort(score if show == "trusted" else -score, kind="stable")
+    return np.asarray(order[keep[order]])
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """What colours the map: (N,) values, their names and colours (categories) or colour stops (a scale)."""
+
+    values: NDArray[np.float64]
+    names: tuple[str, ...]
+    colours: tuple[str, ...]
+    title: str
+
+
+def colouring(study: Study, detections: Sequence[Detection], votes: Votes, by: str) -> Colouring:
+    """Colours by ``given`` label, number of ``votes``, true ``kind`` (where known), or a detector's rank."""
+    by_slug = {found.slug: found for found in detections}
+    if by == "kind" and study.truth is not None:
+        colours = tuple(palette.KIND_COLOURS[kind] for kind in KINDS)
+        return Colouring(study.truth.kind.astype(float), KINDS, colours, "True kind")
+    if by == "votes":
+        most = len(votes.flags)
+        names = ("not flagged", *(f"flagged by {i}" for i in range(1, most + 1)))
+        colours = tuple(palette.VOTES[min(i, len(palette.VOTES) - 1)] for i in range(most + 1))
+        return Colouring(votes.count.astype(float), names, colours, "Detectors that flag")
+    if by in by_slug:
+        return Colouring(by_slug[by].ranks, (), palette.SUSPICION, f"Suspicion rank: {by}")
+    classes = study.observed.classes
+    return Colouring(study.observed.labels.astype(float), classes, palette.class_colours(len(classes)), "Given label")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One detector's reading of one sample: its score, rank (0 to 1), flag and suggested label (or None)."""
+
+    slug: str
+    score: float
+    rank: float
+    flagged: bool
+    suggestion: str | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One sample in detail.
+
+    Attributes:
+        position, id, given: which sample.
+        true: its true label, ``"none (out-of-distribution)"``, or None where the truth is not known.
+        kind: clean, mislabelled, ood, or None.
+        readings: one a detector.
+        neighbours: positions of the nearest samples, nearest first, with their labels and similarities.
+    """
+
+    position: int
+    id: str
+    given: str
+    true: str | None
+    kind: str | None
+    readings: tuple[Reading, ...]
+    neighbours: tuple[tuple[int, str, float], ...]
+
+
+def inspect(study: Study, position: int, detections: Sequence[Detection], votes: Votes, k: int = 10) -> Inspection:
+    """Everything about one sample."""
+    classes, observed, truth = study.observed.classes, study.observed, study.truth
+    readings = tuple(
+        Reading(
+            found.slug,
+            float(found.scores[position]),
+            float(found.ranks[position]),
+            bool(votes.flags[found.slug][position]),
+            None if found.suggestions is None else classes[found.suggestions[position]],
+        )
+        for found in detections
+    )
+    near: tuple[tuple[int, str, float], ...] = ()
+    if study.features is not None:
+        table = study.evidence.neighbors
+        columns = zip(table.indices[position, :k], table.similarity[position, :k], strict=True)
+        near = tuple((int(j), classes[observed.labels[j]], float(s)) for j, s in columns)
+    true = None
+    if truth is not None:
+        label = int(truth.labels[position])
+        true = classes[label] if label >= 0 else "none (out-of-distribution)"
+    kind = None if truth is None else KINDS[truth.kind[position]]
+    return Inspection(
+        position, str(observed.ids[position]), classes[observed.labels[position]], true, kind, readings, near
+    )
+
+
+def summary(study: Study, votes: Votes, within: Flags | None) -> dict[str, float | int | None]:
+    """Counts of the strip above the map, and figures against the truth where it is known."""
+    out: dict[str, float | int | None] = {"samples": len(study), "flagged": int(votes.flagged.sum())}
+    if within is not None:
+        out["selected"] = int(within.sum())
+    if study.truth is not None and votes.flags:
+        figures = decision(votes.flagged, study.truth.kind)
+        out |= {name: figures[name] for name in ("precision", "recall", "f1", "clean_kept")}
+    return out
+
+
+def thin(flagged: Flags, most: int, seed: int = 0) -> NDArray[np.int64] | None:
+    """Which points to send to the browser when there are too many: all flagged ones first, then a random sample.
+
+    Returns:
+        sorted positions, or None if all can be sent.
+    """
+    n = len(flagged)
+    if n <= most:
+        return None
+    order = np.random.default_rng(seed).permutation(n)
+    order = order[np.argsort(~flagged[order], kind="stable")]
+    return np.sort(order[:most])

@@ -1,0 +1,100 @@
+"""Results on disk, found by what they depend on; shared by the app, the command line and notebooks."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+
+from .base.errors import InputError
+from .base.files import bundle_dir, read_json, replacing, write_json
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Workspace:
+    """A folder of results. The name of each is a hash of everything it depends on.
+
+    What the package ships (``assets/results``) is looked up first and never written to. A damaged file counts as
+    missing: it is computed again and replaced.
+
+    Args:
+        root: the folder; default ``CHAFFINCH_HOME``, or the user's cache folder.
+    """
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        chosen = root or os.environ.get("CHAFFINCH_HOME") or user_cache_path("chaffinch")
+        self.root = Path(chosen).expanduser()
+
+    def __repr__(self) -> str:
+        return f"Workspace({str(self.root)!r})"
+
+    def folder(self, name: str) -> Path:
+        """A sub-folder, made if need be.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        path = self.root / name
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"the workspace {self.root} cannot be written ({error.strerror}); set CHAFFINCH_HOME to another folder"
+            ) from error
+        return path
+
+    def find(self, step: str, key: str) -> Arrays | None:
+        """The stored arrays of one step, or None. Shipped results come first."""
+        for folder in (bundle_dir() / "assets" / "results", self.root / "results"):
+            path = folder / f"{step}-{key}.npz"
+            try:
+                with np.load(path, allow_pickle=False) as archive:
+                    return {name: archive[name] for name in archive.files}
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                continue
+        return None
+
+    def store(self, step: str, key: str, arrays: Arrays, *, folder: Path | None = None) -> Path:
+        """Write the arrays of one step, whole or not at all; compressed if ``folder`` is given (to ship them)."""
+        path = (folder or self.folder("results")) / f"{step}-{key}.npz"
+        with replacing(path) as temporary:
+            (np.savez_compressed if folder else np.savez)(temporary, **arrays)  # type: ignore[arg-type]
+        return path
+
+    def remember(self, step: str, key: str, make: Callable[[], Arrays]) -> Arrays:
+        """The stored arrays of one step; computed and stored first if they are not there."""
+        found = self.find(step, key)
+        if found is None:
+            found = make()
+            self.store(step, key, found)
+        return found
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep a small JSON document, such as the progress of a job."""
+        write_json(self.folder("notes") / f"{name}.json", value)
+
+    def noted(self, name: str) -> Any:
+        """A document kept by `note`, or None if there is none or it is damaged."""
+        try:
+            return read_json(self.root / "notes" / f"{name}.json")
+        except InputError:
+            return None
+
+
+def pack(info: dict[str, Any]) -> NDArray[np.str_]:
+    """A dictionary of plain values as a JSON text array, to lie beside arrays."""
+    return np.array(json.dumps(info))
+
+
+def unpack(text: NDArray[np.str_]) -> dict[str, Any]:
+    """The dictionary that `pack` made into text."""
+    found: dict[str, Any] = json.loads(str(text))
+    return found

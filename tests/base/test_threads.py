@@ -1,0 +1,27 @@
+"""The number of threads is chosen, not left to the libraries."""
+
+import pytest
+from threadpoolctl import threadpool_info
+
+from chaffinch.base.threads import blas_threads, cores
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [("3", 3), ("1", 1), ("0", 1), ("-2", 1)])
+def test_environment_decides(monkeypatch, wanted, expected):
+    monkeypatch.setenv("CHAFFINCH_THREADS", wanted)
+    assert cores() == expected
+
+
+def test_without_environment(monkeypatch):
+    monkeypatch.delenv("CHAFFINCH_THREADS", raising=False)
+    assert cores() >= 1
+
+
+def test_blas_is_limited_inside_only():
+    import numpy as np
+
+    np.ones((4, 4)) @ np.ones((4, 4))
+    before = [pool["num_threads"] for pool in threadpool_info()]
+    with blas_threads(1):
+        assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+    assert [pool["num_threads"] for pool in threadpool_info()] == before

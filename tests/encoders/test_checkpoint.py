@@ -1,0 +1,189 @@
+"""An encoder comes back from disk as it went, and nothing else is taken for one."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from chaffinch.base.errors import InputError
+from chaffinch.base.files import sha256_file
+from chaffinch.encoders.checkpoint import Encoder, ModelCard, load_card, load_encoder, write_tensors
+from chaffinch.encoders.network import build
+
+SMALL = "preact-resnet-8-16-32"
+
+
+def card(**changes):
+    values = {
+        "name": "toy", "architecture": SMALL, "channels": 1, "dim": 32, "loss": "simclr", "dataset": "toy",
+        "seed": 0, "epochs": 3, "batch": 32, "learning_rate": 0.003, "precision": "float32", "device": "CPU",
+        "seconds": 1.5,
+    }  # fmt: skip
+    return ModelCard(**{**values, **changes})
+
+
+def encoder(seed=0, **changes):
+    made = card(**changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Encoder(build(made.architecture, made.channels), made)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (10, 12, 12), dtype=np.uint8)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return encoder().save(tmp_path)
+
+
+def test_round_trip(tmp_path, images):
+    first = encoder(history=[2.5, 1.25], metrics={"knn": 0.8}, loss_parameters={"temperature": 0.2})
+    path = first.save(tmp_path / "deep")
+    again = load_encoder(path)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["toy.json", "toy.safetensors"]
+    assert again.card == first.card == load_card(path.with_suffix(".json"))
+    assert again.card.sha256 == sha256_file(path)
+    for layer in first.network.layers:
+        np.testing.assert_array_equal(again.embed(images, layer=layer), first.embed(images, layer=layer))
+    assert not np.allclose(encoder(seed=1).embed(images), first.embed(images))
+
+
+def test_no_pickle_in_the_file(saved):
+    head = saved.read_bytes()
+    size = int.from_bytes(head[:8], "little")
+    assert "stem.weight" in json.loads(head[8 : 8 + size])
+
+
+def test_embed(images):
+    e, seen = encoder(), []
+    X = e.embed(images, batch=4, progress=seen.append)
+    assert (X.shape, X.dtype) == ((10, 32), np.float32)
+    assert seen == pytest.approx([0.4, 0.8, 1.0])
+    np.testing.assert_allclose(X, e.embed(images), atol=1e-6)
+    assert e.embed(images, layer="layer1").shape == (10, 8)
+    order = np.random.default_rng(1).permutation(10)
+    np.testing.assert_allclose(e.embed(images[order]), X[order], atol=1e-6)
+    assert not e.network.training
+
+
+def test_embed_colour():
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), dtype=np.uint8)
+    assert encoder(channels=3).embed(images).shape == (3, 32)
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, (2, 12, 12, 3)), (3, (2, 12, 12))])
+def test_wrong_channels(channels, shape):
+    there = shape[3] if len(shape) == 4 else 1
+    with pytest.raises(
+        InputError, match=rf"toy was trained on pictures with {channels} channel\(s\), these have {there}"
+    ):
+        encoder(channels=channels).embed(np.zeros(shape, np.uint8))
+
+
+def test_unknown_layer(images):
+    with pytest.raises(InputError, match="unknown layer 'fc'"):
+        encoder().embed(images, layer="fc")
+
+
+def rewrite(path, **changes):
+    """Change fields of the model card on disk."""
+    values = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**values, **changes}))
+
+
+def test_architecture_mismatch(saved):
+    rewrite(saved, architecture="preact-resnet-32-64-128")
+    with pytest.raises(InputError, match="does not hold the weights of preact-resnet-32-64-128 with 1 channel"):
+        load_encoder(saved)
+
+
+def test_channel_mismatch(saved):
+    rewrite(saved, channels=3)
+    with pytest.raises(InputError, match=r"does not hold the weights of .* with 3 channel"):
+        load_encoder(saved)
+
+
+def test_missing_tensor(saved):
+    state = dict(encoder().network.state_dict())
+    del state["stem.weight"]
+    write_tensors(saved, state)
+    rewrite(saved, sha256="")
+    with pytest.raises(InputError, match=r"stem\.weight"):
+        load_encoder(saved)
+
+
+def test_unknown_architecture(saved):
+    rewrite(saved, architecture="resnet-50")
+    with pytest.raises(InputError, match="unknown architecture 'resnet-50'"):
+        load_encoder(saved)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_damaged_weights(saved, checked):
+    saved.write_bytes(saved.read_bytes()[:-100])
+    if not checked:
+        rewrite(saved, sha256="")
+    message = r"toy\.safetensors is damaged" if checked else "is not a readable safetensors file"
+    with pytest.raises(InputError, match=message):
+        load_encoder(saved)
+
+
+def test_one_changed_byte_is_noticed(saved):
+    raw = bytearray(saved.read_bytes())
+    raw[-1] ^= 1
+    saved.write_bytes(raw)
+    with pytest.raises(InputError, match="damaged"):
+        load_encoder(saved)
+
+
+def test_missing_weights(saved):
+    saved.unlink()
+    with pytest.raises(InputError, match=r"encoder weights .*toy\.safetensors are missing"):
+        load_encoder(saved)
+
+
+def test_missing_card(saved):
+    saved.with_suffix(".json").unlink()
+    with pytest.raises(InputError, match=r"toy\.json cannot be read as JSON"):
+        load_encoder(saved)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"name": "toy"}', "architecture"), ("[]", "not a model card"), ('{"colour": 1}', "colour")],
+)
+def test_wrong_card(saved, content, message):
+    saved.with_suffix(".json").write_text(content)
+    with pytest.raises(InputError, match=rf"toy\.json is not a model card of chaffinch.*{message}|{message}"):
+        load_encoder(saved)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pkl", ""])
+def test_pickles_are_refused_unread(tmp_path, suffix):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    path = tmp_path / f"toy{suffix}"
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InputError, match=r"only \.safetensors checkpoints are read"):
+        load_encoder(path)
+    disguised = encoder().save(tmp_path)
+    disguised.write_bytes(path.read_bytes())
+    rewrite(disguised, sha256="")
+    with pytest.raises(InputError, match="is not a readable safetensors file"):
+        load_encoder(disguised)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_saving_again_replaces(saved, images):
+    other = encoder(seed=1)
+    assert other.save(saved.parent) == saved
+    np.testing.assert_array_equal(load_encoder(saved).embed(images), other.embed(images))
+    assert replace(load_encoder(saved).card, sha256="") == card()

@@ -1,0 +1,259 @@
+"""Training of encoders: it learns, it says what it did, and an interruption leaves no trace in the result."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chaffinch.base.errors import InputError
+from chaffinch.data import NoisyDataset, Observed
+from chaffinch.encoders.augment import Augment
+from chaffinch.encoders.checkpoint import load_encoder
+from chaffinch.encoders.train import Recipe, device_name, pick_device, pick_precision, train_encoder
+
+RECIPE = Recipe(
+    architecture="preact-resnet-8-16-32", epochs=3, batch=32, learning_rate=0.01, seed=4,
+    device="cpu", precision="float32",
+)  # fmt: skip
+
+
+def toy(n=64, colour=False, seed=0):
+    """Stripes: two classes that differ in direction."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    shape = (n, 12, 12, 3) if colour else (n, 12, 12)
+    images = rng.integers(0, 60, shape, dtype=np.uint8)
+    images[labels == 0, ::3] += 150
+    images[labels == 1, :, ::3] += 150
+    ids = np.array([f"p{i}" for i in range(n)])
+    return NoisyDataset("toy", Observed(labels=labels, classes=("a", "b"), ids=ids, images=images))
+
+
+def train(folder, recipe=RECIPE, dataset=None, name="toy"):
+    return list(train_encoder(dataset or toy(), recipe, folder, name))
+
+
+def weights(folder, name="toy"):
+    return load_file(folder / f"{name}.safetensors")
+
+
+def same_bits(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, train(folder)
+
+
+def test_progress(unbroken):
+    _, progress = unbroken
+    assert [(p.epoch, p.share) for p in progress] == [(e, s) for e in range(3) for s in (0.5, 1.0)]
+    assert {p.epochs for p in progress} == {3}
+    assert all(np.isfinite(p.loss) and p.seconds_left >= 0 for p in progress)
+    assert progress[-1].seconds_left == 0
+
+
+def test_model_card_is_truthful(unbroken):
+    folder, progress = unbroken
+    encoder = load_encoder(folder / "toy.safetensors")
+    card = encoder.card
+    assert (card.name, card.dataset, card.architecture) == ("toy", "toy", RECIPE.architecture)
+    assert (card.loss, card.loss_parameters) == ("simclr", {"temperature": RECIPE.temperature})
+    assert (card.seed, card.epochs, card.batch, card.learning_rate) == (4, 3, 32, 0.01)
+    assert (card.channels, card.precision, card.device) == (1, "float32", device_name("cpu"))
+    assert Augment(**{**card.augment, "crop": tuple(card.augment["crop"])}) == RECIPE.augment
+    assert card.dim == encoder.embed(toy().observed.images).shape[1] == 32
+    assert card.seconds > 0
+    means = [np.mean([p.loss for p in progress if p.epoch == e]) for e in range(3)]
+    np.testing.assert_allclose(card.history, means, atol=1e-5)
+    assert sorted(p.name for p in folder.iterdir()) == ["toy.json", "toy.safetensors"]
+
+
+def test_it_learns(tmp_path):
+    train(tmp_path, replace(RECIPE, epochs=15))
+    history = load_encoder(tmp_path / "toy.safetensors").card.history
+    assert np.mean(history[-3:]) < history[0] - 0.15
+    assert history[-1] > 0
+
+
+def test_same_seed_same_bits(unbroken, tmp_path):
+    train(tmp_path)
+    assert same_bits(weights(tmp_path), weights(unbroken[0]))
+    train(tmp_path, replace(RECIPE, seed=5), name="other")
+    assert not same_bits(weights(tmp_path, "other"), weights(unbroken[0]))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 5, 6])
+def test_interrupted_and_resumed_ends_in_the_same_bits(unbroken, tmp_path, steps):
+    """Two steps an epoch: stops in the first epoch, in later ones, and just before the last save."""
+    run = train_encoder(toy(), RECIPE, tmp_path, "toy")
+    before = [next(run) for _ in range(steps)]
+    run.close()
+    whole = (steps - 1) // 2  # epochs saved before the stop
+    assert (tmp_path / "toy.partial.safetensors").exists() == (whole > 0)
+    assert not (tmp_path / "toy.safetensors").exists()
+    torch.manual_seed(99)  # another session: the global generator is elsewhere
+
+    after = train(tmp_path)
+    assert after[0].epoch == whole
+    assert len(before) + len(after) >= 6
+    assert same_bits(weights(tmp_path), weights(unbroken[0]))
+    cards = [load_encoder(folder / "toy.safetensors").card for folder in (tmp_path, unbroken[0])]
+    assert cards[0].history == cards[1].history
+    assert cards[0].sha256 == cards[1].sha256
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.json", "toy.safetensors"]
+
+
+def test_interrupted_twice(unbroken, tmp_path):
+    for steps in (3, 2):
+        run = train_encoder(toy(), RECIPE, tmp_path, "toy")
+        for _ in range(steps):
+            next(run)
+        run.close()
+    train(tmp_path)
+    assert same_bits(weights(tmp_path), weights(unbroken[0]))
+
+
+@pytest.fixture
+def partial(tmp_path):
+    run = train_encoder(toy(), RECIPE, tmp_path, "toy")
+    for _ in range(3):
+        next(run)
+    run.close()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 5}, {"epochs": 4}, {"batch": 16}, {"learning_rate": 0.02}, {"temperature": 0.5},
+        {"weight_decay": 0.0}, {"architecture": "preact-resnet-32-64-128"}, {"augment": Augment(flip=0)},
+    ],
+)  # fmt: skip
+def test_another_recipe_is_refused(partial, changes):
+    kept = (partial / "toy.partial.safetensors").read_bytes()
+    with pytest.raises(InputError, match="belongs to another recipe or dataset; delete it"):
+        train(partial, replace(RECIPE, **changes))
+    assert (partial / "toy.partial.safetensors").read_bytes() == kept
+
+
+def test_another_dataset_is_refused(partial):
+    with pytest.raises(InputError, match="belongs to another recipe or dataset"):
+        train(partial, dataset=toy(seed=1))
+
+
+def test_device_and_precision_by_another_name_are_the_same_recipe(partial, unbroken):
+    train(partial, replace(RECIPE, device="cpu", precision="auto"))
+    assert load_encoder(partial / "toy.safetensors").card.precision == "float32"  # as it was begun
+    assert same_bits(weights(partial), weights(unbroken[0]))
+
+
+@pytest.mark.parametrize("keep", [0, 7, 500])
+def test_damaged_partial_file_is_kept_and_named(partial, keep):
+    path = partial / "toy.partial.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"toy\.partial\.safetensors cannot be read .* delete it"):
+        train(partial)
+    assert len(path.read_bytes()) == keep
+
+
+def test_partial_file_is_not_pickled(partial):
+    raw = (partial / "toy.partial.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    state = json.loads(header["__metadata__"]["state"])
+    assert len(state["history"]) == 1
+    assert json.loads(state["identity"])[1] == {
+        **json.loads(json.dumps(asdict(RECIPE))), "device": "", "precision": "",
+    }  # fmt: skip
+
+
+def test_global_generators_are_left_alone(tmp_path):
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    train(tmp_path, replace(RECIPE, epochs=1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
+
+
+def test_dataset_is_left_alone(tmp_path):
+    dataset = toy()
+    train(tmp_path, replace(RECIPE, epochs=1), dataset)
+    np.testing.assert_array_equal(dataset.observed.images, toy().observed.images)
+
+
+def test_batch_larger_than_the_data(tmp_path):
+    progress = train(tmp_path, replace(RECIPE, batch=512, epochs=2), toy(10))
+    assert [p.share for p in progress] == [1.0, 1.0]
+    assert load_encoder(tmp_path / "toy.safetensors").card.batch == 10
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_short_trainings(tmp_path, epochs):
+    train(tmp_path, replace(RECIPE, epochs=epochs), toy(32))
+    assert len(load_encoder(tmp_path / "toy.safetensors").card.history) == epochs
+
+
+def test_rest_of_the_last_batch_is_dropped(tmp_path):
+    assert len(train(tmp_path, replace(RECIPE, epochs=1, batch=30))) == 2
+
+
+def test_colour(tmp_path):
+    dataset = toy(32, colour=True)
+    train(tmp_path, replace(RECIPE, epochs=1), dataset)
+    encoder = load_encoder(tmp_path / "toy.safetensors")
+    assert encoder.card.channels == 3
+    assert encoder.embed(dataset.observed.images).shape == (32, 32)
+
+
+def test_bfloat16_is_written_on_the_card(tmp_path):
+    train(tmp_path, replace(RECIPE, epochs=1, precision="bfloat16"))
+    encoder = load_encoder(tmp_path / "toy.safetensors")
+    assert encoder.card.precision == "bfloat16"
+    assert np.isfinite(encoder.embed(toy().observed.images)).all()
+
+
+def test_no_pictures(tmp_path):
+    seen = replace(toy().observed, images=None, features=np.zeros((64, 2), np.float32))
+    with pytest.raises(InputError, match="toy has no pictures to train an encoder on"):
+        train(tmp_path, dataset=NoisyDataset("toy", seen))
+
+
+@pytest.mark.parametrize(
+    ("changes", "n", "message"),
+    [
+        ({}, 1, "at least two pictures in a batch, got 1"),
+        ({"batch": 1}, 64, "at least two pictures in a batch, got 1"),
+        ({"epochs": 0}, 64, "at least one epoch, got 0"),
+        ({"loss": "simclrr"}, 64, "no loss called 'simclrr'; did you mean simclr"),
+        ({"architecture": "resnet"}, 64, "unknown architecture 'resnet'"),
+        ({"device": "abacus"}, 64, "device 'abacus' is not available"),
+    ],
+)
+def test_unusable_recipes(tmp_path, changes, n, message):
+    with pytest.raises(InputError, match=message):
+        train(tmp_path, replace(RECIPE, **changes), toy(n))
+    assert not list(tmp_path.iterdir())
+
+
+def test_pick_device_and_precision(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device() == pick_device("cpu") == "cpu"
+    with pytest.raises(InputError, match=r"device 'cuda:1' is not available; there are \['cpu'\]"):
+        pick_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device() == "cuda"
+    assert pick_device("cuda:1") == "cuda:1"
+    assert pick_precision("float32", "cuda") == "float32"
+    assert pick_precision("auto", "mps") == "float32"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert pick_precision("auto", "cuda:1") == "bfloat16"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert pick_precision("auto", "cpu") == "bfloat16"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert pick_precision("auto", "cpu") == "float32"
+    assert device_name("cpu").startswith("CPU, ")

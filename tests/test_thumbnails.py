@@ -1,0 +1,89 @@
+"""Sprite sheets: every picture is where the plan says, sheets are made once and only when asked for."""
+
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chaffinch.base.errors import InputError
+from chaffinch.thumbnails import Sheets, make_sheets, picture_png
+
+
+def tile(sheets: Sheets, i: int) -> np.ndarray:
+    """Cut picture ``i`` out of its sheet, by the rule in the module's docstring."""
+    sheet = np.asarray(Image.open(sheets.path(i // sheets.per_sheet)))
+    row, column = divmod(i % sheets.per_sheet, sheets.columns)
+    y, x = row * sheets.height, column * sheets.width
+    return sheet[y : y + sheets.height, x : x + sheets.width]
+
+
+@pytest.mark.parametrize("shape", [(1203, 28, 28), (510, 9, 14, 3), (1, 64, 64, 3), (26, 1, 5)])
+def test_each_small_picture_is_found_unchanged(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    sheets = make_sheets(images, tmp_path)
+    assert (sheets.height, sheets.width) == shape[1:3]
+    for i in {0, shape[0] // 2, shape[0] - 1, min(499, shape[0] - 1), min(500, shape[0] - 1)}:
+        np.testing.assert_array_equal(tile(sheets, i), images[i])
+
+
+def test_large_pictures_shrink_to_64_and_keep_their_shape(tmp_path: Path) -> None:
+    images = np.zeros((3, 100, 200, 3), dtype=np.uint8)
+    images[1, :, :100] = (255, 0, 0)
+    sheets = make_sheets(images, tmp_path)
+    assert (sheets.width, sheets.height) == (64, 32)
+    assert tile(sheets, 1)[:, :32].reshape(-1, 3).tolist() == [[255, 0, 0]] * 1024
+    assert not tile(sheets, 1)[:, 32:].any()
+
+
+def test_sheets_are_made_only_when_asked_for_and_once(tmp_path: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (2100, 8, 8), dtype=np.uint8)
+    sheets = make_sheets(images, tmp_path, wait=False)
+    assert json.loads((tmp_path / "sheets.json").read_text()) == sheets.plan()
+    assert not list(tmp_path.glob("sheet-*.png"))
+    sheets.ensure([3, 499, 1600])
+    assert [p.name for p in sorted(tmp_path.glob("*.png"))] == ["sheet-0000.png", "sheet-0003.png"]
+    before = sheets.path(0).stat().st_mtime_ns
+    sheets.fill()
+    deadline = time.monotonic() + 30
+    while not all(sheets.path(n).exists() for n in range(5)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sheets.path(0).stat().st_mtime_ns == before
+    assert make_sheets(images, tmp_path) == sheets
+
+
+def test_another_size_replaces_the_sheets(tmp_path: Path) -> None:
+    images = np.random.default_rng(2).integers(0, 256, (30, 32, 32), dtype=np.uint8)
+    make_sheets(images, tmp_path)
+    sheets = make_sheets(images, tmp_path, size=16)
+    assert tile(sheets, 29).shape == (16, 16)
+
+
+def test_no_pictures(tmp_path: Path) -> None:
+    sheets = make_sheets(np.zeros((0, 28, 28), dtype=np.uint8), tmp_path)
+    assert sheets.total == 0
+    sheets.fill()
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 4, 4), (4,)])
+def test_other_arrays_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="pictures must be"):
+        make_sheets(np.zeros(shape, dtype=np.uint8), tmp_path)
+
+
+def test_an_index_outside_is_refused(tmp_path: Path) -> None:
+    sheets = make_sheets(np.zeros((3, 4, 4), dtype=np.uint8), tmp_path, wait=False)
+    with pytest.raises(InputError, match="there are 3"):
+        sheets.ensure([3])
+
+
+def test_one_picture_grows_by_whole_pixels_or_shrinks() -> None:
+    image = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
+    large = np.asarray(Image.open(io.BytesIO(picture_png(image, 300))))
+    np.testing.assert_array_equal(large, image.repeat(10, axis=0).repeat(10, axis=1))
+    small = Image.open(io.BytesIO(picture_png(np.zeros((400, 200, 3), np.uint8), 100)))
+    assert small.size == (50, 100)
