@@ -12,7 +12,6 @@ spec = pickers.dataset_and_encoder(shell.first_spec())
 
 with shell.explained():
     study = cached.study(spec)
-    study.key  # an encoder that is not there is an error now
     if not study.has_features():
         shell.keep(spec)
         st.subheader("The pictures are being embedded")

@@ -128,7 +128,7 @@ def method_rows(workspace: str | None = None) -> list[dict[str, Any]]:
                     "year": card.year,
                     "needs": sorted(needs),
                     "finds": sorted(card.finds),
-                }  # fmt: skip
+                }
             )
     losses = registry.methods("loss")
     for slug, (_, card) in encoder_cards(Workspace(workspace)).items():
@@ -143,7 +143,7 @@ def method_rows(workspace: str | None = None) -> list[dict[str, Any]]:
                 "year": source.year if source else None,
                 "needs": ["images"],
                 "finds": [],
-            }  # fmt: skip
+            }
         )
     return rows
 
@@ -345,6 +345,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("\nchaffinch: stopped", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

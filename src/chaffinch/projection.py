@@ -73,7 +73,7 @@ def umap(
         import numba
         import umap as library
 
-        numba.set_num_threads(min(cores(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(cores(), numba.get_num_threads()))
         model = library.UMAP(
             n_neighbors=n_neighbors,
             min_dist=min_dist,

@@ -33,7 +33,7 @@ def methods(kind: str) -> dict[str, Any]:
         for info in pkgutil.iter_modules(package.__path__)
         if not info.name.startswith("_")
     ]
-    classes = [
+    classes: list[Any] = [
         value
         for module in modules
         for value in vars(module).values()

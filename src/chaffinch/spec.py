@@ -103,7 +103,7 @@ class Spec:
         Raises:
             InputError: an unknown field or a bad value, by name.
         """
-        known = {f.name: type(f.default) for f in fields(cls)}
+        known: dict[str, Any] = {f.name: type(f.default) for f in fields(cls)}
         if unknown := sorted(set(values) - set(known)):
             raise InputError(f"a view has no field {unknown[0]!r}; it has {', '.join(known)}")
         read: dict[str, Any] = {}

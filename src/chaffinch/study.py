@@ -127,7 +127,7 @@ class Study:
 
     def position(self, id: str) -> int | None:
         """Position of the sample with this id, or None."""
-        found = np.flatnonzero(self.observed.ids == id) if id else []
+        found = np.flatnonzero(self.observed.ids == id)
         return int(found[0]) if len(found) else None
 
     def name_of(self, position: int) -> str:

@@ -48,8 +48,10 @@ def vote(n: int, detections: Sequence[Detection], cuts: Sequence[Cut], least: in
         except InputError as error:
             problems[found.slug] = str(error)
             flags[found.slug] = found.own
-    count = np.sum(list(flags.values()), axis=0, dtype=np.int64) if flags else np.zeros(n, np.int64)
-    return Votes(flags, count, count >= max(1, min(least, len(flags) or 1)), problems)
+    count = np.zeros(n, np.int64)
+    for flagged in flags.values():
+        count += flagged
+    return Votes(flags, count, np.asarray(count >= max(1, min(least, len(flags) or 1))), problems)
 
 
 def suspicion(detections: Sequence[Detection], n: int) -> NDArray[np.float64]:

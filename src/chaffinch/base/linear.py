@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,13 +32,16 @@ Floats = NDArray[np.float64]
 Single = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Progress = Callable[[float], None]
+_Pair = tuple[Single, Single, Floats]  # step (C, M, D+1), change of the gradient, 1 / (step . change) (M,)
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 """Penalties to choose from (scikit-learn's ``C`` is 1/penalty)."""
 
-TRACE = 0
 MEMORY = 10
 """Pairs that L-BFGS remembers."""
+
+JUDGES = 2000
+"""Samples that choose the penalty; the first folds that hold so many do it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def linear_probe(
     folds: int | ArrayLike = 5,
     seed: int = 0,
     penalty: float | None = None,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
     max_steps: int = 200,
     threads: int = 1,
     progress: Progress | None = None,
@@ -99,7 +104,7 @@ def linear_probe(
         folds: number of folds, dealt evenly within each class; or (N,) the fold of each sample, from 0.
         seed: of the deal.
         penalty: of the squared weights of standardised features. None chooses the one of ``PENALTIES``
-            with the lowest loss of given labels on the first fold.
+            with the lowest out-of-sample loss of the given labels (on the first folds, that being enough).
         tolerance: stop when the loss per sample can fall by about this much.
         max_steps: stop after so many steps anyway.
         threads: BLAS threads. The result is the same to the last bit for the same number of threads.
@@ -119,32 +124,33 @@ def linear_probe(
         design, order = _design(X, y, fold)
         report(0.05)
         if penalty is None:
-            penalty = _choose_penalty(design, n_classes, max_steps, report)
+            penalty = _choose_penalty(design, n_classes, max_steps, _part(report, 0.05, 0.4))
         k = len(design.starts) - 1
         held = np.arange(k + 1)  # model i does not see fold i; model k, the head, sees all
-        W = _solve(design, n_classes, held, np.full(k + 1, penalty), tolerance, max_steps, _part(report, 0.4, 1.0))
+        same = np.full(k + 1, penalty)
+        W = _solve(design, n_classes, held, same, tolerance, max_steps, _part(report, 0.4, 1.0))
         logits = np.empty((len(y), n_classes))
-        for i in range(k):
-            logits[order[design.starts[i] : design.starts[i + 1]]] = _scores(design, W[:, i], i)
+        for i, (start, stop) in enumerate(pairwise(design.starts)):
+            logits[order[start:stop]] = _scores(W[:, i], design.z[start:stop])
     weights = W[:, k, :-1] @ design.rotation.T
     return Probe(_softmax(logits), logits, (weights, W[:, k, -1] - weights @ design.mean), float(penalty))
 
 
-def _check(X: NDArray[np.generic], y: NDArray[np.generic], n_classes: int, penalty: float | None) -> None:
+def _check(X: NDArray[Any], y: NDArray[Any], n_classes: int, penalty: float | None) -> None:
     if X.ndim != 2 or y.ndim != 1 or len(X) != len(y) or X.dtype.kind not in "fiub":
         raise InputError(f"features must be (N, D) numbers and labels (N,), got {X.shape} and {y.shape}")
     if y.dtype.kind not in "iu":
         raise InputError(f"labels must be whole numbers from 0, got {y.dtype}; number the classes first")
-    bad = np.flatnonzero((y < 0) | (y >= n_classes))  # type: ignore[operator]
+    bad = np.flatnonzero((y < 0) | (y >= n_classes))
     if len(bad):
         raise InputError(f"row {bad[0]}: label {y[bad[0]]} is not one of the classes 0 to {n_classes - 1}")
     if len(y) == 0 or (y == y[0]).all():
         raise InputError("only one class is present in the labels; a classifier needs samples of at least two")
-    if penalty is not None and not penalty > 0:
+    if penalty is not None and not 0 < penalty < np.inf:
         raise InputError(f"the penalty must be positive, got {penalty}; try 1 to 1000")
 
 
-def _folds(y: NDArray[np.generic], folds: int | ArrayLike, seed: int) -> Ints:
+def _folds(y: NDArray[Any], folds: int | ArrayLike, seed: int) -> Ints:
     """The fold (N,) of each sample: given, or dealt in turn to the shuffled samples of each class."""
     given = np.asarray(folds)
     if given.ndim:
@@ -152,17 +158,17 @@ def _folds(y: NDArray[np.generic], folds: int | ArrayLike, seed: int) -> Ints:
             raise InputError(f"folds must be a number or (N,) whole numbers from 0, got {given.shape}")
         fold: Ints = np.unique(given, return_inverse=True)[1].astype(np.int64)
         if fold.max() == 0:
-            raise InputError("there is only one fold; at least two are needed")
+            raise InputError("all samples are in one fold; at least two are needed")
         return fold
     if given.dtype.kind not in "iu" or given < 2:
-        raise InputError(f"at least two folds are needed, got {folds}")
+        raise InputError(f"at least two folds are needed, got {given}; five are usual")
     order = np.random.default_rng(seed).permutation(len(y))
     fold = np.empty(len(y), np.int64)
     fold[order[np.argsort(y[order], kind="stable")]] = np.arange(len(y)) % min(int(given), len(y))
     return fold
 
 
-def _design(X: NDArray[np.generic], y: NDArray[np.generic], fold: Ints) -> tuple[_Design, Ints]:
+def _design(X: NDArray[Any], y: NDArray[Any], fold: Ints) -> tuple[_Design, Ints]:
     """Standardise, rotate and sort; also the order (N,), so that ``design.z[i]`` is ``X[order[i]]``."""
     n, dim = X.shape
     order = np.argsort(fold, kind="stable")
@@ -181,23 +187,26 @@ def _design(X: NDArray[np.generic], y: NDArray[np.generic], fold: Ints) -> tuple
     inverse = np.divide(1, scale, out=np.zeros(dim), where=scale > 1e-6 * np.abs(mean))  # constant: left out
     variance, axes = np.linalg.eigh(inverse[:, None] * gram * inverse)
     rotation = inverse[:, None] * axes
+    single = rotation.astype(np.float32)
     for rows in _blocks(0, n, 4096):
-        z[rows, :-1] = z[rows, :-1] @ rotation.astype(np.float32)
+        z[rows, :-1] = z[rows, :-1] @ single
     starts = np.searchsorted(fold[order], np.arange(fold.max() + 2))
     variance = np.append(np.maximum(variance, 0), n)
     return _Design(z, y[order].astype(np.int64), starts, variance, mean, rotation), order
 
 
 def _choose_penalty(design: _Design, n_classes: int, max_steps: int, report: Progress) -> float:
-    """Of ``PENALTIES``, the one whose model without fold 0 loses least on the given labels of fold 0."""
-    held = np.zeros(len(PENALTIES), np.int64)
-    W = _solve(design, n_classes, held, np.array(PENALTIES), 1e-3, max_steps, _part(report, 0.05, 0.4))
-    y = design.y[: design.starts[1]]
-    losses = [
-        -np.log(_softmax(_scores(design, W[:, i], 0))[np.arange(len(y)), y] + 1e-12).mean()
-        for i in range(len(PENALTIES))
-    ]
-    return PENALTIES[int(np.argmin(losses))]
+    """Of ``PENALTIES``, the one that loses least on the given labels of the first folds."""
+    judges = int(np.searchsorted(design.starts[1:-1], JUDGES)) + 1
+    held = np.repeat(np.arange(judges), len(PENALTIES))
+    penalty = np.tile(PENALTIES, judges)
+    W = _solve(design, n_classes, held, penalty, 1e-3, max_steps, report)
+    losses = np.zeros(len(held))
+    for m, k in enumerate(held):
+        span = slice(design.starts[k], design.starts[k + 1])
+        p = _softmax(_scores(W[:, m], design.z[span]))
+        losses[m] = -np.log(p[np.arange(len(p)), design.y[span]] + 1e-12).sum()
+    return PENALTIES[int(losses.reshape(judges, -1).sum(axis=0).argmin())]
 
 
 def _solve(
@@ -210,47 +219,47 @@ def _solve(
     report: Progress,
 ) -> Single:
     """Weights (C, M, D+1) of M models; model m is fitted without fold ``held[m]`` and with ``penalty[m]``."""
-    shrink = np.outer(penalty, np.append(np.ones(len(design.variance) - 1), 0)).astype(np.float32)  # (M, D+1)
-    curvature = (design.variance / 2 + shrink + 1e-6).astype(np.float32)
-    W = np.zeros((n_classes, len(held), design.z.shape[1]), np.float32)
-    W[:, :, -1] = _log_priors(design, n_classes, held)
+    shrink = np.outer(penalty, np.append(np.ones(len(design.mean)), 0)).astype(np.float32)  # (M, D+1)
+    curvature = (design.variance / 2 + shrink).astype(np.float32)
 
     def evaluate(W: Single) -> tuple[Floats, Single]:
         loss, gradient = _loss(design, W, held)
-        return loss + 0.5 * _dot(W, shrink * W), gradient + shrink * W
+        return loss + _dot(W, shrink * W) / 2, gradient + shrink * W
 
+    W = np.zeros((n_classes, len(held), len(design.variance)), np.float32)
+    W[:, :, -1] = _log_priors(design, n_classes, held)
     loss, gradient = evaluate(W)
-    pairs: list[tuple[Single, Single, Floats]] = []  # steps, changes of the gradient, 1 / (step . change)
-    scale = np.ones(len(held))
-    ups = np.zeros(len(held), np.int64)
-    first = 0.0
+    pairs: list[_Pair] = []
+    scale, ups, going = np.ones(len(held)), np.zeros(len(held)), np.ones(len(held), bool)
+    falls: list[float] = []
     for _ in range(max_steps):
-        fall = _dot(gradient, gradient / curvature).max() / len(design.z)
-        if fall <= tolerance:
+        fall = _dot(gradient, gradient / curvature) / len(design.z)
+        going &= fall > tolerance  # a model that has arrived stays, whatever the others do
+        if not going.any():
             break
-        first = max(first, fall)
-        report(1 - np.log(fall / tolerance) / np.log(first / tolerance + 1))
+        falls.append(float(fall[going].max()))
+        report(np.log(falls[0] / min(falls)) / np.log(falls[0] / tolerance))
         step = -_lbfgs(gradient, curvature, pairs, scale)
         new_loss, new_gradient = evaluate(W + step)
-        down = new_loss <= loss + 1e-6 * np.abs(loss)
         change = new_gradient - gradient
         along = _dot(step, change)
-        use = along > 0
-        pairs.append((step, change, np.where(use, 1 / np.where(use, along, 1), 0)))
-        scale = np.where(use, along / np.maximum(_dot(change, change / curvature), 1e-30), scale)
+        convex = along > 0  # always, but for rounding
+        inverse = np.where(convex, 1 / np.where(convex, along, 1), 0)
+        scale = np.where(convex, along / np.where(convex, _dot(change, change / curvature), 1), scale)
+        # A model that went up stays and tries again, wiser by this pair; after the second time it forgets all
+        # pairs and takes the plain step, which cannot go up.
+        down = new_loss <= loss + 1e-6 * np.abs(loss)
         ups = np.where(down, 0, ups + 1)
-        pairs = [(s, c, np.where(ups < 2, r, 0)) for s, c, r in pairs[-MEMORY:]]
         scale = np.where(ups < 2, scale, 1)
-        if TRACE:
-            print("up", (~down).sum(), ups.max(), "fall", f"{fall:.1e}", "loss", loss.sum())
-        accept = down[:, None]
-        W, gradient = np.where(accept, W + step, W), np.where(accept, new_gradient, gradient)
-        loss = np.where(down, new_loss, loss)
+        pairs = [(s, c, np.where(ups < 2, i, 0)) for s, c, i in [*pairs, (step, change, inverse)][-MEMORY:]]
+        moves = (down & going)[:, None]
+        W, gradient = np.where(moves, W + step, W), np.where(moves, new_gradient, gradient)
+        loss = np.where(moves[:, 0], new_loss, loss)
     report(1.0)
     return W
 
 
-def _lbfgs(gradient: Single, curvature: Single, pairs: list[tuple[Single, Single, Floats]], scale: Floats) -> Single:
+def _lbfgs(gradient: Single, curvature: Single, pairs: list[_Pair], scale: Floats) -> Single:
     """Inverse Hessian times gradient, each model for itself (two-loop recursion, Nocedal 1980)."""
     q, back = gradient.copy(), []
     for step, change, r in reversed(pairs):
@@ -289,27 +298,29 @@ def _loss(design: _Design, W: Single, held: Ints) -> tuple[Floats, Single]:
 
 def _log_priors(design: _Design, n_classes: int, held: Ints) -> Floats:
     """Log of the class shares (C, M) that each model sees, less their mean; half a sample more per class."""
-    spans = zip(design.starts[:-1], design.starts[1:], strict=True)
-    per_fold = np.array([np.bincount(design.y[a:b], minlength=n_classes) for a, b in spans])
+    per_fold = np.array([np.bincount(design.y[a:b], minlength=n_classes) for a, b in pairwise(design.starts)])
     seen = np.array([per_fold[np.arange(len(per_fold)) != k].sum(axis=0) for k in held]).T
-    logs = np.log(seen + 0.5)
-    return logs - logs.mean(axis=0)
+    logs: Floats = np.log(seen + 0.5)
+    logs -= logs.mean(axis=0)
+    return logs
 
 
-def _scores(design: _Design, w: Single, k: int) -> Floats:
-    """Scores (n, C) of the samples of fold k under weights (C, D+1)."""
-    return (design.z[design.starts[k] : design.starts[k + 1]] @ w.T).astype(np.float64)
+def _scores(w: Single, z: Single) -> Floats:
+    """Scores (n, C) of samples (n, D+1) under weights (C, D+1)."""
+    scores: Floats = (z @ w.T).astype(np.float64)
+    return scores
 
 
 def _softmax(scores: Floats) -> Floats:
-    p = np.exp(scores - scores.max(axis=1, keepdims=True))
+    p: Floats = np.exp(scores - scores.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     return p
 
 
 def _dot(a: Single, b: Single) -> Floats:
     """Inner product (M,) of two (C, M, D+1), model by model."""
-    return np.einsum("cmd,cmd->m", a, b, dtype=np.float64)
+    products: Floats = np.einsum("cmd,cmd->m", a, b, dtype=np.float64)
+    return products
 
 
 def _rows(width: int) -> int:

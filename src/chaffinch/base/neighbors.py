@@ -31,7 +31,7 @@ class Neighbors:
     @property
     def k(self) -> int:
         """How many neighbours each sample has."""
-        return self.indices.shape[1]
+        return int(self.indices.shape[1])
 
     @property
     def distance(self) -> NDArray[np.float64]:
@@ -65,7 +65,7 @@ def unit_rows(X: NDArray[np.floating]) -> NDArray[np.float32]:
     if len(bad):
         raise InputError(f"features: row {bad[0]} holds NaN or infinity ({len(bad)} rows do)")
     norms = np.linalg.norm(X, axis=1, keepdims=True)
-    return X / (norms + np.float32(1e-10))
+    return np.asarray(X / (norms + np.float32(1e-10)), np.float32)
 
 
 def nearest(X: NDArray[np.floating], k: int) -> Neighbors:

@@ -23,4 +23,5 @@ def blas_threads(count: int) -> AbstractContextManager[Any]:
     """Limit the BLAS and OpenMP pools of this process to ``count`` threads inside a ``with`` block."""
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(limits=count)
+    limits: AbstractContextManager[Any] = threadpool_limits(limits=count)
+    return limits

@@ -65,7 +65,8 @@ class Observed:
         values, first, count = np.unique(self.ids, return_index=True, return_counts=True)
         if len(values) != n:
             raise InputError(
-                f"id {str(values[count > 1][0])!r} occurs more than once (first in row {first[count > 1][0]}); make ids unique"
+                f"id {str(values[count > 1][0])!r} occurs more than once (first in row {first[count > 1][0]}); "
+                "make ids unique"
             )
         for name, dims in (("images", (3, 4)), ("features", (2,)), ("pred_probs", (2,)), ("xy", (2,))):
             value: NDArray[Any] | None = getattr(self, name)

@@ -7,6 +7,7 @@ Every function takes a Generator, so the same seed gives the same noise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ def asymmetric(
 
 
 def instance_dependent(
-    X: NDArray[np.floating],
+    X: NDArray[Any],
     labels: Labels,
     rate: float,
     n_classes: int,
@@ -69,8 +70,8 @@ def instance_dependent(
     """Instance-dependent noise: what a sample looks like decides what its label becomes.
 
     Flip probabilities are drawn per sample, whatever it looks like, from a normal distribution around ``rate``
-    (sd ``spread``, cut to [0, 1]); the wrong label follows ``softmax(x W_y)`` over the other classes, with a random projection
-    ``W_y`` per true class (Xia et al., Part-dependent Label Noise, NeurIPS 2020, arXiv 2006.07836, appendix).
+    (sd ``spread``, cut to [0, 1]); the wrong label follows ``softmax(x W_y)`` over the other classes, with a random
+    projection ``W_y`` per true class (Xia et al., Part-dependent Label Noise, NeurIPS 2020, arXiv 2006.07836, appendix).
     Which samples flip is drawn without replacement in proportion to those probabilities, so that the rate is exact.
 
     Args:

@@ -77,7 +77,8 @@ def cut(scores: Array, own: Flags, *, budget: float | None = None, threshold: fl
         flags = own
     if flags.all():
         raise InputError(
-            f"this cut flags all {len(flags)} samples, so nothing would be left; lower the budget or raise the threshold"
+            f"this cut flags all {len(flags)} samples, so nothing would be left; "
+            "lower the budget or raise the threshold"
         )
     return flags
 

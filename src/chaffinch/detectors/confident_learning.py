@@ -97,7 +97,7 @@ def calibrate(joint: Counts, y: Labels) -> Counts:
     """Rows scaled to the number of samples with that label, in whole numbers that keep the row sums."""
     sizes = np.bincount(y, minlength=len(joint))
     exact = joint / joint.sum(axis=1, keepdims=True) * sizes[:, None]
-    counts = np.floor(exact + 1e-9).astype(np.int64)
+    counts: Counts = np.floor(exact + 1e-9).astype(np.int64)
     for row, missing in enumerate(sizes - counts.sum(axis=1)):
         largest = np.argsort(-(exact[row] - counts[row]), kind="stable")[:missing]
         counts[row, largest] += 1

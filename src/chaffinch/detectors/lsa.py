@@ -43,7 +43,8 @@ class LinearSeparation(Detector):
         "(Albert, Valmadre, Arazo, Krishna, O'Connor, McGuinness; ECCV 2024)",
         arxiv="2407.05528",
         year=2024,
-        formula=r"s_i = w^\top h_i + b,\quad (w,b)=\arg\min \mathrm{LR}\big(h_i,\,[P(\mathrm{high}\mid -\log p_{i,y_i})>t]\big)",
+        formula=r"s_i = w^\top h_i + b,\quad "
+        r"(w,b)=\arg\min \mathrm{LR}\big(h_i,\,[P(\mathrm{high}\mid -\log p_{i,y_i})>t]\big)",
         summary="Foreign pictures lie on one side of a plane in contrastive feature space; small-loss seeds, without "
         "any truth, are enough to find it.",
         fails_when="Most noise is wrong labels inside the classes (there is no foreign side to find), or simple clean "

@@ -161,31 +161,23 @@ def gallery_panel(
     classes = ["", *study.observed.classes]
     by_slug = {d.slug: d for d in detections}
     st.markdown("##### " + ("The selection" if within is not None else "The samples"))
-    a, b, c = st.columns(3, vertical_alignment="bottom")
-    show = a.selectbox(
-        "Show", list(SHOWS), list(SHOWS).index(spec.show) if spec.show in SHOWS else 0, format_func=SHOWS.__getitem__
-    )
-    label = b.selectbox(
-        "Given label",
-        classes,
-        classes.index(spec.label) if spec.label in classes else 0,
-        format_func=lambda n: n or "any",
-    )
-    sort = c.selectbox("Detector", ["", *by_slug], format_func=lambda s: s or "all that are on")
+    a, b = st.columns(2, vertical_alignment="bottom")
+    first = list(SHOWS).index(spec.show) if spec.show in SHOWS else 0
+    show = a.selectbox("Show", list(SHOWS), first, format_func=SHOWS.__getitem__)
+    chosen = classes.index(spec.label) if spec.label in classes else 0
+    label = b.selectbox("Given label", classes, chosen, format_func=lambda name: name or "any")
+    a, b, c = st.columns([5, 3, 2], vertical_alignment="bottom")
+    sort = a.selectbox("By detector", ["", *by_slug], format_func=lambda s: s or "all that are on")
     judging = [by_slug[sort]] if sort in by_slug else list(detections)
     counted = votes if sort not in by_slug else replace(votes, flagged=votes.flags[sort])
     order = views.gallery_order(study, judging, counted, show=show, label=label, within=within)
     spec = replace(spec, show=show, label=label)
 
     pages = max(1, -(-len(order) // PER_PAGE))
-    a, b = st.columns([3, 2], vertical_alignment="bottom")
-    page = int(
-        a.number_input(
-            f"Page (of {pages:,}; {len(order):,} samples)", 1, pages, min(st.session_state.get("page", 1), pages)
-        )
-    )
+    current = min(st.session_state.get("page", 1), pages)
+    page = int(b.number_input(f"Page of {pages:,}", 1, pages, current))
     st.session_state["page"] = page
-    b.download_button(
+    c.download_button(
         "CSV",
         data=lambda: exports.to_csv(study.table(detections, spec.detectors).iloc[np.sort(order)]),
         file_name="chaffinch-selection.csv",
@@ -195,6 +187,7 @@ def gallery_panel(
         help="Ids, labels, scores and flags of all samples listed here.",
         on_click="ignore",
     )
+    st.caption(f"{len(order):,} samples, {PER_PAGE} a page")
     if not len(order):
         st.info("Nothing matches. Widen the selection, or choose another list.", icon=":material/filter_alt_off:")
         return spec, None

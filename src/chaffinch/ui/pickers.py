@@ -96,11 +96,17 @@ def detectors(spec: Spec, study: Study, known: dict[str, Detection]) -> Spec:
 def _cut(cut: Cut, found: Detection, n: int) -> Cut:
     """Own rule, budget or score, with the count it gives."""
     slug = cut.detector
-    rules = ["own rule", "budget", "score"]
-    current = "budget" if cut.budget is not None else "score" if cut.score is not None else "own rule"
+    rules = ["own", "budget", "score"]
+    current = "budget" if cut.budget is not None else "score" if cut.score is not None else "own"
     with st.container(border=True, key=f"cut-{slug}"):
         rule = st.segmented_control(
-            f"Cut of {slug}", rules, default=current, key=f"rule-{slug}", label_visibility="collapsed"
+            f"Cut of {slug}",
+            rules,
+            default=current,
+            key=f"rule-{slug}",
+            label_visibility="collapsed",
+            width="stretch",
+            help="own: the method's own rule; budget: the most suspicious share; score: all above a value",
         )
         own = float(found.own.mean())
         if rule == "budget":

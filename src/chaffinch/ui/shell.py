@@ -29,6 +29,19 @@ def resume() -> None:
         st.switch_page(goto[0], query_params=goto[1])
 
 
+def frame() -> None:
+    """In ``app.py``: the name, and less empty space than Streamlit leaves."""
+    st.html(
+        "<style>.stMainBlockContainer{padding:2.6rem 2rem 3rem}"
+        "@media(max-width:640px){.stMainBlockContainer{padding:3.2rem .8rem 2rem}}"
+        "[data-testid=stSidebarUserContent]{padding-top:0}"
+        ".cf-brand{display:flex;align-items:baseline;gap:.5rem}.cf-brand b{font-size:1.25rem}"
+        ".cf-brand span{font-size:.8rem;opacity:.7}</style>"
+    )
+    with st.sidebar:
+        st.html('<div class="cf-brand"><b>chaffinch</b><span>the grain from the chaff</span></div>')
+
+
 def first_spec() -> Spec:
     """The view this session starts with: the link's, else what ``chaffinch app`` was given, else the default."""
     if "_spec" not in st.session_state:

@@ -133,7 +133,15 @@ class PointMap {
   /** Everything the look of the points depends on. */
   recipe() {
     const { text, back } = this.theme();
-    return [this.data.version, this.data.points, this.data.paint, this.outline?.id, text, back].join();
+    return [this.data.version, this.data.points, this.data.paint, this.outline?.id, text, back, this.pointSize()].join();
+  }
+
+  /** Diameter in pixels: smaller for many points and on a small map. */
+  pointSize() {
+    const { width, height } = this.size();
+    const room = Math.min(1.1, Math.max(0.7, Math.sqrt(Math.min(width, height) / 520)));
+    const size = 10.5 - 1.45 * Math.log10(Math.max(this.data.count, 10));
+    return Math.round(10 * room * Math.min(8, Math.max(2.6, size))) / 10;
   }
 
   async paint() {
@@ -161,12 +169,12 @@ class PointMap {
       const lit = state[i] & EMPHASISED && (!within || within[i]);
       layers[!lit ? 0 : state[i] & MARKED ? 2 : 1].push(i);
     }
-    const size = Math.min(8, Math.max(2.6, 10.5 - 1.45 * Math.log10(Math.max(count, 10))));
+    const size = this.pointSize();
     const colours = colourScale(scale);
     const look = [
       { color: faint, size: size * 0.8, opacity: 0.55 },
       { ...colours, size, opacity: 0.85 },
-      { ...colours, size: size * 1.45, opacity: 1, line: { width: 1.2, color: text } },
+      { ...colours, size: size * 1.45, opacity: 1, line: { width: 1, color: text } },
     ];
     return layers.map((chosen, at) => {
       const pick = (values) => (chosen.length ? Float32Array.from(chosen, (i) => values[i]) : [NaN]);
@@ -200,7 +208,7 @@ class PointMap {
       const bar = make("span", { class: "chf-bar" });
       bar.style.background = `linear-gradient(to right, ${palette.join(", ")})`;
       parts.push(make("span", { class: "chf-entry" },
-        make("span", { text: short(low) }), bar, make("span", { text: short(high) })));
+        make("span", { text: short(low, high - low) }), bar, make("span", { text: short(high, high - low) })));
     }
     if (this.data.flag) {
       parts.push(make("span", { class: "chf-entry" },
@@ -289,6 +297,7 @@ class PointMap {
     this.home = this.fit(width, height);
     const same = around([(x[0] + x[1]) / 2, (y[0] + y[1]) / 2], this.unit(), width, height);
     await this.look(atHome ? this.home : same, { width, height });
+    await this.paint();
   }
 
   // ---------------------------------------------------------------- what the user does
@@ -367,7 +376,7 @@ class PointMap {
     }, { passive: false });
     on(this.stage, "keydown", (event) => this.keyDown(event));
     on(document, "keydown", (event) => {
-      if (event.key !== "Escape" || !(this.root.matches(":hover") || this.root.contains(document.activeElement))) return;
+      if (event.key !== "Escape" || event.defaultPrevented || event.target.closest("input, textarea, [role=dialog]")) return;
       this.cancelOutline?.();
       if (this.outline) this.select(null);
     });
@@ -634,4 +643,8 @@ function mix(from, to, share) {
   return `rgb(${[0, 1, 2].map((k) => Math.round(a[k] + (b[k] - a[k]) * share))})`;
 }
 
-const short = (value) => Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
+/** A number to three digits of the span it is an end of: 0.0000108 on a scale up to 1 is 0. */
+function short(value, span) {
+  const places = Math.min(20, Math.max(0, 2 - Math.floor(Math.log10(Math.abs(span) || 1))));
+  return value.toLocaleString("en", { maximumFractionDigits: places });
+}
