@@ -29,7 +29,7 @@ with shell.explained():
     left, right = st.columns([3, 2], gap="medium")
     with left:
         spec, only = explore.map_controls(spec, study)
-        kind = spec.map if study.has_map(spec.map) else "pca"
+        kind = spec.map if study.has_map(spec.map) or not study.can_map() else "pca"
         event, within = explore.draw_map(spec, study, found, votes, only=only, kind=kind, focus=focus)
         if kind != spec.map:
             st.caption("PCA is shown while UMAP is being computed.")

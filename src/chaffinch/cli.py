@@ -259,10 +259,10 @@ def _warm() -> None:
 
 
 def _build_pool(args: argparse.Namespace) -> int:
-    from .base.files import bundle_dir
+    from .base.files import assets_dir
     from .data.fashion_web import build
 
-    target = Path(args.out) if args.out else bundle_dir() / "assets" / "fashion-web"
+    target = Path(args.out) if args.out else assets_dir() / "fashion-web"
     build(Path(args.original), target)
     print(f"written: {target}")
     return 0

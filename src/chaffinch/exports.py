@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from .base.files import replacing
 FORMATS = (".parquet", ".csv")
 _RUNNABLE = re.compile(r"'*[=+\-@\t\r]")
 _ESCAPED = re.compile(r"'+[=+\-@\t\r]")
+_TEXT = re.compile(r"(id|kind|(.+_)?label|.+_suggestion)$")
+"""Columns that are text in a CSV even if every cell looks like a number or is empty."""
 
 
 def escape(text: str) -> str:
@@ -30,7 +33,8 @@ def to_csv(table: pd.DataFrame) -> str:
     safe = table.rename(columns=escape).copy()
     for name in safe.select_dtypes(include=["object", "string", "str"]):
         safe[name] = safe[name].map(lambda value: escape(value) if isinstance(value, str) else value)
-    return safe.to_csv(index=False)
+    # all texts in quotes: otherwise a lone carriage return in one would end the row
+    return safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -44,7 +48,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     try:
         with replacing(path) as temporary:
             if path.suffix == ".csv":
-                temporary.write_text(to_csv(table), encoding="utf-8")
+                temporary.write_bytes(to_csv(table).encode())
             else:
                 table.to_parquet(temporary, index=False)
     except OSError as error:
@@ -60,7 +64,9 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""]).rename(columns=unescape)
+        names = pd.read_csv(path, nrows=0).columns
+        texts = {name: str for name in names if _TEXT.match(unescape(name))}
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""], converters=texts).rename(columns=unescape)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}") from error
     for name in table.select_dtypes(include=["object", "string", "str"]):

@@ -83,8 +83,14 @@ def umap(
             precomputed_knn=(indices, distances),
             random_state=seed,
             n_jobs=1,
-            verbose=progress is not None,
-            tqdm_kwds={"file": _Meter(progress), "bar_format": "{n}/{total}", "disable": progress is None},
+            verbose=False,  # it would print on standard output
+            tqdm_kwds={
+                "file": _Meter(progress),
+                "bar_format": "{n}/{total}",
+                "disable": progress is None,
+                "mininterval": 0,  # every epoch is told, in this thread: by default a layout of less than 0.1 s
+                "miniters": 1,  # tells nothing between 0 and 1, and a slow first epoch holds back the rest
+            },
         )
         xy = model.fit_transform(unit_rows(X))
     if not np.isfinite(xy).all():

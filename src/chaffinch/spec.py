@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -36,22 +38,31 @@ class Cut:
         Raises:
             InputError: it is none.
         """
-        slug, _, rule = text.partition("@")
+        slug, at, rule = text.partition("@")
         name, _, value = rule.partition("=")
-        try:
-            if not rule:
-                return cls(slug)
-            if name in ("budget", "score"):
-                return cls(slug, **{name: float(value)})
-        except ValueError:
-            pass
+        if slug and not at:
+            return cls(slug)
+        with contextlib.suppress(ValueError):
+            if slug and name in ("budget", "score") and math.isfinite(number := float(value)):
+                return cls(slug, **{name: number})
         raise InputError(f"{text!r}: write DETECTOR, DETECTOR@budget=SHARE or DETECTOR@score=VALUE")
 
     def __str__(self) -> str:
         for name in ("budget", "score"):
             if (value := getattr(self, name)) is not None:
-                return f"{self.detector}@{name}={value:g}"
+                short = f"{value:g}"
+                return f"{self.detector}@{name}={short if float(short) == value else repr(float(value))}"
         return self.detector
+
+
+def check_seed(seed: int) -> None:
+    """Check that every generator can start from a seed.
+
+    Raises:
+        InputError: it is negative or has more than 32 bits.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be 0 to {2**32 - 1}, got {seed}")
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class Spec:
     map: str = "umap"
     detectors: tuple[Cut, ...] = (Cut("lsa"), Cut("small-loss"))
     votes: int = 1
-    colour: str = "given"
+    colour: str = "votes"
     show: str = "suspicious"
     label: str = ""
     sample: str = ""
@@ -85,6 +96,9 @@ class Spec:
     def __post_init__(self) -> None:
         if self.map not in MAPS:
             raise InputError(f"map must be one of {', '.join(MAPS)}, got {self.map!r}")
+        if self.votes < 1:
+            raise InputError(f"votes must be at least 1, got {self.votes}")
+        check_seed(self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values of everything that differs from the default."""
@@ -110,11 +124,15 @@ class Spec:
         for name, value in values.items():
             if name == "detectors":
                 texts = value.split(",") if isinstance(value, str) else value
-                read[name] = tuple(Cut.parse(str(text)) for text in texts if text)
+                if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+                    raise InputError(f"{name} must be a list of texts, got {value!r}")
+                read[name] = tuple(Cut.parse(text) for text in texts if text)
                 continue
             try:
+                if type(value) not in (str, known[name]):  # a link spells numbers as text
+                    raise TypeError
                 read[name] = known[name](value)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise InputError(f"{name} must be {known[name].__name__}, got {value!r}") from error
         return cls(**read)
 
@@ -149,6 +167,7 @@ class Spec:
 
     def to_toml(self) -> str:
         """A TOML document of everything that differs from the default."""
-        # strings, numbers and lists of strings have the same spelling in JSON and TOML
+        # strings, numbers and lists of strings have the same spelling in JSON and TOML, all but this one character
         lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.to_dict().items()]
+        lines = [line.replace("\x7f", "\\u007f") for line in lines]
         return "\n".join(lines) + "\n"

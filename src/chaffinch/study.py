@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import __version__, projection, registry
 from .base.errors import InputError, MissingEvidence
-from .base.files import bundle_dir, digest, read_json
+from .base.files import assets_dir, digest, read_json
 from .card import KINDS
 from .data import NoisyDataset, open_dataset
 from .data.dataset import finite_rows
@@ -28,7 +28,7 @@ from .detectors.base import cut
 from .evidence import Evidence
 from .metrics.detection import decision, ranking
 from .metrics.embedding import map_quality
-from .spec import Cut
+from .spec import MAPS, Cut, check_seed
 from .workspace import Arrays, Workspace, pack, unpack
 
 OWN_FEATURES = "features"
@@ -85,7 +85,7 @@ class Detection:
 def encoder_cards(workspace: Workspace) -> dict[str, tuple[Path, dict[str, Any]]]:
     """The encoders at hand: name -> (path of the weights, model card); the workspace's own come after the shipped."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for folder in (bundle_dir() / "assets" / "encoders", workspace.root / "encoders"):
+    for folder in (assets_dir() / "encoders", workspace.root / "encoders"):
         for path in sorted(folder.glob("*.json")):
             found.setdefault(path.stem, (path.with_suffix(".safetensors"), read_json(path)))
     return found
@@ -101,7 +101,7 @@ class Study:
         seed: of everything that draws.
 
     Raises:
-        InputError: the dataset cannot be opened.
+        InputError: the dataset cannot be opened, or the seed is negative.
     """
 
     def __init__(
@@ -112,12 +112,15 @@ class Study:
         workspace: Workspace | None = None,
         seed: int = 0,
     ) -> None:
+        check_seed(seed)
         self.dataset = open_dataset(dataset) if isinstance(dataset, str) else dataset
         self.workspace = workspace or Workspace()
         self.seed = seed
         self.observed, self.truth = self.dataset.observed, self.dataset.truth
         own = self.observed.features is not None and (encoder == OWN_FEATURES or self.observed.images is None)
         self.encoder = OWN_FEATURES if own else encoder
+        if self.encoder == OWN_FEATURES and self.observed.features is None and self.observed.images is not None:
+            raise InputError(f"{self.dataset.name} has pictures but no features of its own; choose an encoder")
         self.lock = threading.RLock()  # the app shares one study among its sessions
         self._detections: dict[str, Detection] = {}
         self._maps: dict[str, Arrays] = {}
@@ -261,8 +264,10 @@ class Study:
             report: progress of the layout.
 
         Raises:
-            InputError: there are no features to draw.
+            InputError: there are no features to draw, or no such map.
         """
+        if kind not in MAPS:
+            raise InputError(f"map must be one of {', '.join(MAPS)}, got {kind!r}")
         if self.observed.xy is not None:
             return self.observed.xy
         features = self.features
@@ -290,6 +295,10 @@ class Study:
             return {}
         self.map(kind)
         return unpack(self._maps[kind]["quality"])
+
+    def can_map(self) -> bool:
+        """Is there anything to draw a map from?"""
+        return self.observed.xy is not None or self.features is not None
 
     def has_map(self, kind: str) -> bool:
         """Can the map be shown without computing it?"""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from .base.errors import InputError
-from .base.files import bundle_dir, read_json, replacing, write_json
+from .base.files import assets_dir, read_json, replacing, write_json
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -46,27 +45,38 @@ class Workspace:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"the workspace {self.root} cannot be written ({error.strerror}); set CHAFFINCH_HOME to another folder"
-            ) from error
+            raise self._unwritable(path, error) from error
         return path
+
+    @staticmethod
+    def _unwritable(path: Path, error: OSError) -> InputError:
+        reason = error.strerror or error
+        return InputError(f"the workspace folder {path} cannot be written ({reason}); set CHAFFINCH_HOME to another")
 
     def find(self, step: str, key: str) -> Arrays | None:
         """The stored arrays of one step, or None. Shipped results come first."""
-        for folder in (bundle_dir() / "assets" / "results", self.root / "results"):
+        for folder in (assets_dir() / "results", self.root / "results"):
             path = folder / f"{step}-{key}.npz"
             try:
-                with np.load(path, allow_pickle=False) as archive:
+                # opened here, because numpy leaves the file open if the archive is damaged
+                with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                     return {name: archive[name] for name in archive.files}
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            except Exception:  # zip, header, checksum and read errors all mean: not there
                 continue
         return None
 
     def store(self, step: str, key: str, arrays: Arrays, *, folder: Path | None = None) -> Path:
-        """Write the arrays of one step, whole or not at all; compressed if ``folder`` is given (to ship them)."""
+        """Write the arrays of one step, whole or not at all; compressed if ``folder`` is given (to ship them).
+
+        Raises:
+            InputError: the folder cannot be written, or is full.
+        """
         path = (folder or self.folder("results")) / f"{step}-{key}.npz"
-        with replacing(path) as temporary:
-            (np.savez_compressed if folder else np.savez)(temporary, **arrays)  # type: ignore[arg-type]
+        try:
+            with replacing(path) as temporary:
+                (np.savez_compressed if folder else np.savez)(temporary, **arrays)  # type: ignore[arg-type]
+        except OSError as error:
+            raise self._unwritable(path.parent, error) from error
         return path
 
     def remember(self, step: str, key: str, make: Callable[[], Arrays]) -> Arrays:
@@ -79,7 +89,11 @@ class Workspace:
 
     def note(self, name: str, value: Any) -> None:
         """Keep a small JSON document, such as the progress of a job."""
-        write_json(self.folder("notes") / f"{name}.json", value)
+        folder = self.folder("notes")
+        try:
+            write_json(folder / f"{name}.json", value)
+        except OSError as error:
+            raise self._unwritable(folder, error) from error
 
     def noted(self, name: str) -> Any:
         """A document kept by `note`, or None if there is none or it is damaged."""

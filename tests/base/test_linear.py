@@ -48,9 +48,9 @@ def auroc(p, y, wrong):
 def test_agrees_with_scikit_learn_when_both_converge(penalty):
     X, y, _ = digits(0.3, n=700)
     fold = np.arange(len(y)) % 4
-    ours = linear_probe(X, y, 10, folds=fold, penalty=penalty, tolerance=1e-9, max_steps=500)
+    ours = linear_probe(X, y, 10, folds=fold, penalty=penalty, tolerance=1e-11, max_steps=500)
     theirs = peer(X, y, fold, 10, 1 / penalty, tol=1e-8, max_iter=5000)
-    np.testing.assert_allclose(ours.pred_probs, theirs, atol=5e-3)
+    np.testing.assert_allclose(ours.pred_probs, theirs, atol=2e-3)
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.4])
@@ -123,7 +123,7 @@ def test_scale_and_origin_of_features_do_not_matter():
 
 def test_the_head_is_the_model_of_all_samples():
     X, y, _ = digits(0.2, n=600)
-    weights, bias = linear_probe(X, y, 10, penalty=1.0, tolerance=1e-9, max_steps=500).head
+    weights, bias = linear_probe(X, y, 10, penalty=1.0, tolerance=1e-11, max_steps=500).head
     Z = StandardScaler().fit_transform(X.astype(np.float64))
     model = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000).fit(Z, y)
     assert weights.shape == (10, 64)
@@ -149,11 +149,14 @@ def test_the_penalty_is_the_best_out_of_sample_one():
     assert linear_probe(X, y, 10).penalty == min(losses, key=lambda penalty: losses[penalty])
 
 
-def test_weak_labels_give_weak_probabilities():
-    """Calibration: of the labels given probability about q, a share of about q agrees."""
-    X, y, _ = digits(0.4)
-    p = linear_probe(X, y, 10).pred_probs
-    assert abs(p.max(1).mean() - (p.argmax(1) == y).mean()) < 0.12
+@pytest.mark.parametrize("rate", [0.2, 0.4])
+def test_the_given_labels_are_predicted_better_than_by_scikit_learn(rate):
+    """Log loss is a proper score: lower means better calibrated, sharper, or both."""
+    X, y, _ = digits(rate)
+    fold, i = linear._folds(y, 5, 0), np.arange(len(y))
+    ours = linear_probe(X, y, 10).pred_probs[i, y]
+    theirs = peer(X, y, fold, 10, max_iter=1000)[i, y]
+    assert -np.log(ours).mean() < -np.log(theirs).mean() - 0.05
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
@@ -166,8 +169,21 @@ def test_few_passes_even_on_separable_data(monkeypatch, rate, penalty):
     assert len(passes) <= 40
 
 
-def test_steps_never_go_up(monkeypatch):
-    """Badly scaled outliers: the loss at the end is not above the loss of the class shares."""
+def test_bad_steps_are_undone(monkeypatch):
+    """Where L-BFGS points uphill, its step is taken back and the plain step follows."""
+    X, y = blobs()
+    good = linear_probe(X, y, 3, penalty=30.0, tolerance=1e-9).logits
+
+    def uphill(gradient, curvature, pairs, scale):
+        plain = gradient / curvature
+        return np.where((scale == 1)[:, None], plain, -50 * plain).astype(np.float32)
+
+    monkeypatch.setattr(linear, "_lbfgs", uphill)
+    bad = linear_probe(X, y, 3, penalty=30.0, tolerance=1e-9, max_steps=600).logits
+    np.testing.assert_allclose(bad, good, atol=1e-2)
+
+
+def test_an_outlier_does_not_break_the_others():
     X, y = blobs()
     X[0] *= 1e5
     p = linear_probe(X, y, 3, penalty=1e-3).pred_probs

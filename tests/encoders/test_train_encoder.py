@@ -173,9 +173,11 @@ def test_partial_file_is_not_pickled(partial):
 
 
 def test_global_generators_are_left_alone(tmp_path):
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    train(tmp_path, replace(RECIPE, epochs=1))
-    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12_345)  # a state that no training could have left behind
+        before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+        train(tmp_path, replace(RECIPE, epochs=1))
+        assert torch.equal(torch.get_rng_state(), before)
     assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
 
 

@@ -22,16 +22,18 @@ def bundle_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3]
 
 
+def assets_dir() -> Path:
+    """The folder of the bundled artefacts; ``CHAFFINCH_ASSETS`` names another one."""
+    return Path(os.environ.get("CHAFFINCH_ASSETS") or bundle_dir() / "assets")
+
+
 def asset(*parts: str) -> Path:
     """Path of a bundled artefact, such as ``asset("fashion-web", "pool.npz")``.
-
-    ``CHAFFINCH_ASSETS`` names another folder to take artefacts from.
 
     Raises:
         InputError: the file is not there.
     """
-    root = Path(os.environ.get("CHAFFINCH_ASSETS") or bundle_dir() / "assets")
-    path = root.joinpath(*parts)
+    path = assets_dir().joinpath(*parts)
     if not path.exists():
         raise InputError(f"bundled file {path} is missing; install chaffinch again, or restore it with 'git checkout'")
     return path

@@ -105,7 +105,8 @@ def linear_probe(
         seed: of the deal.
         penalty: of the squared weights of standardised features. None chooses the one of ``PENALTIES``
             with the lowest out-of-sample loss of the given labels (on the first folds, that being enough).
-        tolerance: stop when the loss per sample can fall by about this much.
+        tolerance: a model stops when a plain step promises to lower its loss per sample by less than this;
+            it is then within about ten times that of its minimum, which ranks as well as the minimum.
         max_steps: stop after so many steps anyway.
         threads: BLAS threads. The result is the same to the last bit for the same number of threads.
         progress: called with the share done, 0 to 1.
@@ -178,9 +179,10 @@ def _design(X: NDArray[Any], y: NDArray[Any], fold: Ints) -> tuple[_Design, Ints
         raise InputError(f"row {row} of the features is not finite; fix or leave out such rows")
     z = np.ones((n, dim + 1), np.float32)
     gram = np.zeros((dim, dim))
-    for rows in _blocks(0, n, 4096):
-        z[rows, :-1] = X[order[rows]] - mean
-        gram += z[rows, :-1].T @ z[rows, :-1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for rows in _blocks(0, n, 4096):
+            z[rows, :-1] = X[order[rows]] - mean
+            gram += z[rows, :-1].T @ z[rows, :-1]
     if not np.isfinite(gram).all():
         raise InputError("the features are too large to square in single precision; scale them down")
     scale = np.sqrt(np.diag(gram) / n)

@@ -34,22 +34,25 @@ class Mixture:
 
     def posterior(self, values: Array) -> Array:
         """P(higher component) by Bayes' rule, for values on the original scale."""
-        x = (self.scaled(values)[:, None] - self.means) / self.sds
-        log = np.log(self.weights) - np.log(self.sds) - 0.5 * x**2
-        return np.asarray(1.0 / (1.0 + np.exp(np.clip(log[:, 0] - log[:, 1], -700, 700))))
+        return self._posterior(self.scaled(values))
 
     def monotone_posterior(self, values: Array) -> Array:
         """P(higher component), made non-decreasing in the value.
 
-        With unequal variances the plain posterior rises again far below the lower mean, so the smallest
-        losses would count as noisy. Outside the two means it is held constant, between them it may not fall.
+        With unequal variances the plain posterior turns once: far below the lower mean (the smallest losses would
+        count as noisy) or far above the higher one. Beyond that turning point it is held constant.
         """
-        low, high = self.low + (self.high - self.low) * self.means
-        inside = self.posterior(np.clip(values, low, high))
-        order = np.argsort(values, kind="stable")
-        out = np.empty_like(inside)
-        out[order] = np.maximum.accumulate(inside[order])
-        return out
+        x = self.scaled(values)
+        low, high = self.sds**-2.0
+        if low != high:
+            turn = (low * self.means[0] - high * self.means[1]) / (low - high)
+            x = np.maximum(x, turn) if low > high else np.minimum(x, turn)
+        return self._posterior(x)
+
+    def _posterior(self, x: Array) -> Array:
+        x = (x[:, None] - self.means) / self.sds
+        log = np.log(self.weights) - np.log(self.sds) - 0.5 * x**2
+        return np.asarray(1.0 / (1.0 + np.exp(np.clip(log[:, 0] - log[:, 1], -700, 700))))
 
 
 def fit_mixture(values: Array, *, outliers: float = 0.001, seed: int = 0) -> Mixture:
@@ -57,8 +60,8 @@ def fit_mixture(values: Array, *, outliers: float = 0.001, seed: int = 0) -> Mix
 
     Args:
         values: (N,) scores.
-        outliers: share clipped at the upper end first, so that one huge loss does not squeeze all others into
-            one spot.
+        outliers: share clipped at the upper end first, and at least the largest value, so that one huge loss does
+            not squeeze all others into one spot.
         seed: of the initialisation.
 
     Raises:
@@ -69,12 +72,12 @@ def fit_mixture(values: Array, *, outliers: float = 0.001, seed: int = 0) -> Mix
     values = np.asarray(values, np.float64)
     if not np.isfinite(values).all():
         raise InputError(f"{np.sum(~np.isfinite(values))} losses are NaN or infinite")
-    low, high = float(values.min()), float(np.quantile(values, 1 - outliers))
+    low, high = float(values.min()), float(np.quantile(values, 1 - outliers, method="lower"))
     if not high > low:
         high = float(values.max())
     if not high > low:
         raise InputError(f"all {len(values)} losses are equal ({low:.4g}): there is nothing to separate")
-    x = np.clip((values - low) / (high - low), 0, 1)[:, None]
+    x = np.sort(np.clip((values - low) / (high - low), 0, 1))[:, None]  # sorted: row order must not matter
     gmm = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ten iterations are the method's rule, not a failure to converge

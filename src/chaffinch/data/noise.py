@@ -71,7 +71,8 @@ def instance_dependent(
 
     Flip probabilities are drawn per sample, whatever it looks like, from a normal distribution around ``rate``
     (sd ``spread``, cut to [0, 1]); the wrong label follows ``softmax(x W_y)`` over the other classes, with a random
-    projection ``W_y`` per true class (Xia et al., Part-dependent Label Noise, NeurIPS 2020, arXiv 2006.07836, appendix).
+    projection ``W_y`` per true class (Xia et al., Part-dependent Label Noise, NeurIPS 2020, arXiv 2006.07836,
+    appendix).
     Which samples flip is drawn without replacement in proportion to those probabilities, so that the rate is exact.
 
     Args:

@@ -89,9 +89,19 @@ def own_label_loss(pred_probs: Array, y: Labels) -> Array:
 
 
 def probabilities(X: Any, y: Labels, pred_probs: Array | None) -> Array:
-    """The given out-of-sample probabilities, or those of a linear probe on X."""
+    """The given out-of-sample probabilities, or those of a linear probe on X; (N, C) float64.
+
+    Raises:
+        InputError: the given ones do not fit the labels, or are not finite.
+    """
     if pred_probs is not None:
-        return pred_probs
+        p = np.asarray(pred_probs, np.float64)
+        if p.ndim != 2 or len(p) != len(y) or p.shape[1] <= y.max():
+            raise InputError(f"pred_probs must be ({len(y)}, C) with C > {y.max()} as the labels need, got {p.shape}")
+        bad = np.flatnonzero(~np.isfinite(p).all(axis=1))
+        if len(bad):
+            raise InputError(f"pred_probs: row {bad[0]} holds NaN or infinity ({len(bad)} rows do)")
+        return p
     from ..base.linear import linear_probe
 
     return linear_probe(X, y, int(y.max()) + 1).pred_probs

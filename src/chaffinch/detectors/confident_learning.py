@@ -70,7 +70,7 @@ class ConfidentLearning(Detector):
         self.suggestions_ = p.argmax(axis=1)
         self.flags_ = prune(p, y, counts, off, self.rule) & (self.suggestions_ != y)
         self.info_ = {
-            "class_thresholds": thresholds.tolist(),
+            "class_thresholds": [t if np.isfinite(t) else None for t in thresholds.tolist()],
             "joint": (counts / counts.sum()).tolist(),
             "estimated_noise": float(1 - np.trace(counts) / counts.sum()),
         }

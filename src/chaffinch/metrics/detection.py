@@ -40,7 +40,7 @@ def average_precision(scores: Array, positive: Flags) -> float | None:
         return None
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(positive[order])
-    last = np.append(np.diff(scores[order]) != 0, True)  # the last of each tied group
+    last = np.append(scores[order][1:] != scores[order][:-1], True)  # the last of each tied group
     hits, seen = hits[last], np.flatnonzero(last) + 1
     gained = np.diff(hits, prepend=0) / p
     return float(np.sum(gained * hits / seen))

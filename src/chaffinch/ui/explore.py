@@ -120,6 +120,9 @@ def draw_map(
     focus: int | None,
 ) -> tuple[MapEvent, NDArray[np.bool_] | None]:
     """The map, and which samples its outline selects (None without one)."""
+    if not study.can_map():
+        st.info("No pictures and no features, so there is no map; the detectors that need neither still work.")
+        return MapEvent(None, None), None
     xy = study.map(kind)
     look = views.colouring(study, detections, votes, spec.colour)
     event = scatter_map(

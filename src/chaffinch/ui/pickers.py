@@ -22,11 +22,11 @@ def dataset_and_encoder(spec: Spec) -> Spec:
         st.markdown("#### Dataset")
         name = _dataset(spec.dataset)
         names = cached.encoder_names()
-        options = [*names, OWN_FEATURES]
+        options = list(dict.fromkeys([*names, OWN_FEATURES, spec.encoder]))  # an unknown one is explained, not hidden
         encoder = st.selectbox(
             "Encoder",
             options,
-            index=options.index(spec.encoder) if spec.encoder in options else 0,
+            index=options.index(spec.encoder),
             format_func=lambda slug: "features in the data" if slug == OWN_FEATURES else slug,
             help="What turns pictures into features. " + "; ".join(f"**{k}**: {v}" for k, v in names.items()),
         )

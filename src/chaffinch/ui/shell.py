@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import streamlit as st
 
 from ..base.errors import InputError
+from ..base.files import asset
 from ..spec import Spec
 
 
@@ -30,16 +31,19 @@ def resume() -> None:
 
 
 def frame() -> None:
-    """In ``app.py``: the name, and less empty space than Streamlit leaves."""
+    """First call of ``app.py``: title, icon and logo (from our own files: no other host is asked), spacing."""
+    logo = asset("brand", "logo.svg")
+    st.set_page_config(page_title="chaffinch", page_icon=str(logo), layout="wide")
     st.html(
         "<style>.stMainBlockContainer{padding:2.6rem 2rem 3rem}"
-        "@media(max-width:640px){.stMainBlockContainer{padding:3.2rem .8rem 2rem}}"
+        "@media(max-width:640px){.stMainBlockContainer{padding:4rem .8rem 2rem}}"
         "[data-testid=stSidebarUserContent]{padding-top:0}"
-        ".cf-brand{display:flex;align-items:baseline;gap:.5rem}.cf-brand b{font-size:1.25rem}"
-        ".cf-brand span{font-size:.8rem;opacity:.7}</style>"
+        ".cf-brand{display:flex;align-items:center;gap:.6rem}.cf-brand svg{width:2rem;height:2rem;flex:none}"
+        ".cf-brand b{font-size:1.2rem;display:block;line-height:1.2}.cf-brand span{font-size:.8rem;opacity:.7}</style>"
     )
     with st.sidebar:
-        st.html('<div class="cf-brand"><b>chaffinch</b><span>the grain from the chaff</span></div>')
+        picture = logo.read_text(encoding="utf-8")
+        st.html(f'<div class="cf-brand">{picture}<div><b>chaffinch</b><span>the grain from the chaff</span></div></div>')
 
 
 def first_spec() -> Spec:

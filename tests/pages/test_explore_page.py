@@ -1,0 +1,126 @@
+"""The Explore page through app.py, without a browser: what it shows, what switches do, how it fails."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from chaffinch.spec import Cut, Spec
+
+APP = str(Path(__file__).parents[2] / "app.py")
+
+
+@pytest.fixture
+def open_app(monkeypatch: pytest.MonkeyPatch):
+    """A function that opens a view and returns the page after its first run."""
+
+    def start(spec: Spec) -> AppTest:
+        monkeypatch.setenv("CHAFFINCH_SPEC", spec.to_toml())
+        app = AppTest.from_file(APP, default_timeout=120).run()
+        assert not app.exception, app.exception
+        return app
+
+    return start
+
+
+@pytest.fixture
+def spec(arrays_file) -> Spec:
+    return Spec(dataset=f"arrays:{arrays_file()}", encoder="features", map="pca")
+
+
+def strip(app: AppTest) -> str:
+    return next(h.proto.body for h in app.get("html") if "cf-strip" in h.proto.body)
+
+
+def test_first_run_shows_figures_switches_and_samples(open_app, spec):
+    app = open_app(spec)
+    body = strip(app)
+    assert "<b>180</b><span>samples</span>" in body
+    assert all(name in body for name in ("precision", "recall", "F1", "clean kept"))
+    assert {t.key for t in app.toggle if t.key and t.key.startswith("on-")} >= {"on-lsa", "on-small-loss", "on-knn-label"}
+    assert app.toggle(key="on-lsa").value is True
+    assert app.toggle(key="on-knn-distance").value is False
+
+
+def test_switching_a_detector_changes_the_counts_and_the_link(open_app, spec):
+    app = open_app(spec)
+    before = strip(app)
+    app.toggle(key="on-knn-distance").set_value(True).run()
+    assert not app.exception
+    assert strip(app) != before
+    assert "knn-distance" in "".join(app.query_params["detectors"])
+
+
+def test_a_budget_flags_that_share(open_app, spec):
+    app = open_app(Spec(dataset=spec.dataset, encoder="features", map="pca", detectors=(Cut("lsa", budget=0.1),)))
+    assert "<b>18</b><span>flagged</span>" in strip(app)
+    app.slider(key="budget-lsa").set_value(20.0).run()
+    assert "<b>36</b><span>flagged</span>" in strip(app)
+
+
+def test_without_truth_only_counts_are_shown(open_app, arrays_file):
+    app = open_app(Spec(dataset=f"arrays:{arrays_file(truth=False)}", encoder="features", map="pca"))
+    assert "precision" not in strip(app)
+    assert "The truth is not known" in strip(app)
+    assert "kind" not in app.selectbox[2].options
+
+
+def test_a_sample_of_the_link_is_inspected(open_app, spec):
+    app = open_app(Spec(dataset=spec.dataset, encoder="features", map="pca", sample="b007"))
+    bodies = " ".join(h.proto.body for h in app.get("html"))
+    assert "<dd>b007</dd>" in bodies
+    assert bodies.count('class="cf-bar"') == 2
+    app.button(key="close-inspector").click().run()
+    assert "<dd>b007</dd>" not in " ".join(h.proto.body for h in app.get("html"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": np.full((180, 12), np.nan, np.float32)}, "row 0 holds NaN"),
+        ({"labels": np.zeros(180, np.int64)}, "only one class"),
+        ({"labels": np.full(180, 99)}, "label 99 is not one of the 3 classes"),
+    ],
+)
+def test_bad_input_is_explained_not_traced(open_app, arrays_file, change, message):
+    app = open_app(Spec(dataset=f"arrays:{arrays_file(**change)}", encoder="features", map="pca"))
+    shown = " ".join(e.value for e in [*app.error, *app.warning])
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+def test_a_missing_file_and_a_missing_encoder_are_explained(open_app, tmp_path):
+    app = open_app(Spec(dataset=f"arrays:{tmp_path / 'none.npz'}"))
+    assert "cannot be read" in app.error[0].value
+    app = open_app(Spec(dataset="fashion-web:n=50", encoder="nothing"))
+    assert "no encoder called 'nothing'" in app.error[0].value
+
+
+def test_a_damaged_pool_is_explained(open_app, tmp_path, monkeypatch):
+    (tmp_path / "fashion-web").mkdir()
+    (tmp_path / "brand").mkdir()
+    real = Path(APP).parent / "assets"
+    (tmp_path / "brand" / "logo.svg").write_bytes((real / "brand" / "logo.svg").read_bytes())
+    (tmp_path / "fashion-web" / "pool.json").write_bytes((real / "fashion-web" / "pool.json").read_bytes())
+    (tmp_path / "fashion-web" / "pool.npz").write_bytes((real / "fashion-web" / "pool.npz").read_bytes()[:1000])
+    monkeypatch.setenv("CHAFFINCH_ASSETS", str(tmp_path))
+    app = open_app(Spec(dataset="fashion-web:n=60"))
+    assert "is damaged" in app.error[0].value
+
+
+def test_pages_are_thin():
+    for path in (Path(APP).parent / "pages").glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
+    assert os.path.basename(APP) == "app.py"
+
+
+def test_probabilities_alone_are_enough_for_some_detectors(open_app, arrays_file, blobs):
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(3), len(blobs))
+    path = arrays_file(features=None, pred_probs=p)
+    app = open_app(Spec(dataset=f"arrays:{path}", detectors=(Cut("small-loss"), Cut("lsa"))))
+    assert "there is no map" in app.info[0].value
+    assert "lsa needs features" in " ".join(w.value for w in app.warning)
+    assert "<b>180</b><span>samples</span>" in strip(app)
