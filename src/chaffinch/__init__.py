@@ -33,7 +33,20 @@ _HOMES = {
     "Workspace": "workspace",
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "Cut",
+    "Detection",
+    "InputError",
+    "MissingEvidence",
+    "NoisyDataset",
+    "Observed",
+    "Spec",
+    "Study",
+    "Truth",
+    "Workspace",
+    "__version__",
+    "open_dataset",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,11 +7,10 @@ error; with ``--json`` standard output holds one JSON document and nothing else.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
+import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -217,10 +216,8 @@ def _train_encoder(args: argparse.Namespace) -> int:
 
 
 def _app(args: argparse.Namespace) -> int:
-    from .base.files import bundle_dir
     from .spec import Spec
 
-    app = bundle_dir() / "app.py"
     environment = dict(os.environ)
     if args.workspace:
         environment["CHAFFINCH_HOME"] = str(Path(args.workspace).resolve())
@@ -237,25 +234,10 @@ def _app(args: argparse.Namespace) -> int:
         print(f"note: the app listens on {args.host} and can be opened from other machines", file=sys.stderr)
     url = f"http://{args.host}:{args.port}"
     print(f"chaffinch is at {url} (stop it with Ctrl-C)", flush=True)
-    os.environ.update(environment)
-    os.chdir(bundle_dir())  # the settings in .streamlit/config.toml are read from the current folder
-
-    from streamlit.web import cli as streamlit
-
-    # the first view is opened while the server starts, so that the first visitor waits for nothing
-    threading.Thread(target=_warm, name="warm", daemon=True).start()
-    options = ["--server.address", args.host, "--server.port", str(args.port)]
-    options += ["--server.headless", "false" if args.browser else "true"]
-    streamlit.main(["run", str(app), *options], standalone_mode=False)
-    return 0
-
-
-def _warm() -> None:
-    from .spec import Spec
-    from .ui import cached
-
-    with contextlib.suppress(InputError):  # whoever opens the page sees the message there
-        cached.warm(Spec.from_toml(os.environ.get("CHAFFINCH_SPEC", "")))
+    command = [sys.executable, "-m", "chaffinch.ui.serve", args.host, str(args.port), *(["--browser"] * args.browser)]
+    if os.name == "posix":
+        os.execve(sys.executable, command, environment)
+    return subprocess.call(command, env=environment)
 
 
 def _build_pool(args: argparse.Namespace) -> int:

@@ -66,7 +66,8 @@ def read_table(path: Path) -> pd.DataFrame:
             return pd.read_parquet(path)
         names = pd.read_csv(path, nrows=0).columns
         texts = {name: str for name in names if _TEXT.match(unescape(name))}
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""], converters=texts).rename(columns=unescape)
+        gaps = {name: [""] for name in names if name not in texts}
+        table = pd.read_csv(path, keep_default_na=False, na_values=gaps, dtype=texts).rename(columns=unescape)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}") from error
     for name in table.select_dtypes(include=["object", "string", "str"]):

@@ -46,7 +46,9 @@ def methods(kind: str) -> dict[str, Any]:
     for cls in classes:
         slug = cls.card.slug
         if slug in found and found[slug] is not cls:
-            raise TypeError(f"two {kind}s are called {slug!r}: {found[slug].__module__} and {cls.__module__}")
+            raise TypeError(
+                f"two methods of kind {kind} are called {slug!r}: {found[slug].__module__} and {cls.__module__}"
+            )
         found[slug] = cls
     return dict(sorted(found.items()))
 

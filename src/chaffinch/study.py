@@ -37,6 +37,9 @@ OWN_FEATURES = "features"
 VERSIONS = {"features": 1, "neighbors": 1, "probe": 1, "detect": 1, "map": 1}
 """Raised when a step would give another result for the same input, so that old results are not taken for it."""
 
+CARD_FIELDS = {"architecture", "loss", "dataset", "epochs", "device", "sha256"}
+"""What is read of an encoder's model card without loading the encoder."""
+
 Report = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, 0 to 1."""
 
@@ -86,8 +89,11 @@ def encoder_cards(workspace: Workspace) -> dict[str, tuple[Path, dict[str, Any]]
     """The encoders at hand: name -> (path of the weights, model card); the workspace's own come after the shipped."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for folder in (assets_dir() / "encoders", workspace.root / "encoders"):
-        for path in sorted(folder.glob("*.json")):
-            found.setdefault(path.stem, (path.with_suffix(".safetensors"), read_json(path)))
+        for path in sorted(folder.glob("[!.]*.json")):  # a dot begins what is just being written
+            card = read_json(path)
+            if not isinstance(card, dict) or not set(card) >= CARD_FIELDS:
+                raise InputError(f"{path} is not a model card of chaffinch; remove it, or train the encoder again")
+            found.setdefault(path.stem, (path.with_suffix(".safetensors"), card))
     return found
 
 
@@ -323,7 +329,7 @@ class Study:
         names = np.array([*self.observed.classes, "(none)"])
         columns: dict[str, Any] = {"id": self.observed.ids, "label": names[self.observed.labels]}
         if self.truth is not None:
-            columns["true_label"] = names[self.truth.labels]
+            columns["true_label"] = names[self.truth.labels]  # position -1 is "(none)"
             columns["kind"] = np.array(KINDS)[self.truth.kind]
         chosen = {c.detector: c for c in cuts}
         for found in detections:

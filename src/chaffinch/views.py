@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .base.errors import InputError
 from .card import KINDS
+from .data import OOD
 from .figures import palette
 from .metrics.detection import decision
 from .spec import Cut
@@ -131,7 +132,7 @@ class Inspection:
 
     Attributes:
         position, id, given: which sample.
-        true: its true label, ``"none (out-of-distribution)"``, or None where the truth is not known.
+        true: its true label; words where it has none or only its kind is known; None without any truth.
         kind: clean, mislabelled, ood, or None.
         readings: one a detector.
         neighbours: positions of the nearest samples, nearest first, with their labels and similarities.
@@ -144,6 +145,9 @@ class Inspection:
     kind: str | None
     readings: tuple[Reading, ...]
     neighbours: tuple[tuple[int, str, float], ...]
+
+
+_NO_LABEL = {OOD: "none (out-of-distribution)"}
 
 
 def inspect(study: Study, position: int, detections: Sequence[Detection], votes: Votes, k: int = 10) -> Inspection:
@@ -167,7 +171,7 @@ def inspect(study: Study, position: int, detections: Sequence[Detection], votes:
     true = None
     if truth is not None:
         label = int(truth.labels[position])
-        true = classes[label] if label >= 0 else "none (out-of-distribution)"
+        true = classes[label] if label >= 0 else _NO_LABEL.get(int(truth.kind[position]), "not known")
     kind = None if truth is None else KINDS[truth.kind[position]]
     return Inspection(
         position, str(observed.ids[position]), classes[observed.labels[position]], true, kind, readings, near

@@ -84,6 +84,13 @@ class Observed:
             raise InputError(
                 f"pred_probs has {self.pred_probs.shape[1]} columns but there are {len(self.classes)} classes"
             )
+        if self.pred_probs is not None:
+            off = (self.pred_probs < 0).any(axis=1) | (np.abs(self.pred_probs.sum(axis=1) - 1) > 1e-3)
+            if off.any():
+                raise InputError(
+                    f"pred_probs: row {np.flatnonzero(off)[0]} is not a probability distribution "
+                    f"(no negatives, sum 1); {off.sum()} rows are not"
+                )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,7 +107,7 @@ class Truth:
     """What is known about a dataset whose noise was made or checked.
 
     Attributes:
-        labels: (N,) int64, the true labels; -1 where the sample belongs to no class (OOD).
+        labels: (N,) int64, the true labels; -1 where the sample belongs to no class (OOD), or only its kind is known.
         kind: (N,) int8 of CLEAN, MISLABELLED, OOD.
     """
 
@@ -146,7 +153,7 @@ class NoisyDataset:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.truth is not None and len(self.truth.kind) != len(self.observed):
+        if self.truth is not None and {len(self.truth.kind), len(self.truth.labels)} != {len(self.observed)}:
             raise InputError(f"the truth has {len(self.truth.kind)} rows, the data {len(self.observed)}")
 
     def __len__(self) -> int:

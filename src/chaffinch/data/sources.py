@@ -114,6 +114,9 @@ def _from_arrays(name: str, data: dict[str, NDArray[Any]]) -> NoisyDataset:
             kind = np.array([KIND_CODES[value] for value in kind.ravel().tolist()]).reshape(kind.shape)
         if kind.shape != labels.shape or not np.isin(kind, (0, 1, 2)).all():
             raise InputError("kind must be one code per row: 0 clean, 1 mislabelled, 2 ood")
+        if truth is not None and (kind != truth.kind).any():
+            row = int(np.flatnonzero(kind != truth.kind)[0])
+            raise InputError(f"row {row}: kind does not fit labels and true_labels; leave one of the two out")
         true_labels = truth.labels if truth else np.where(kind == 0, labels, -1)
         truth = Truth(true_labels, kind.astype(np.int8))
     return NoisyDataset(name=name, observed=observed, truth=truth)

@@ -28,8 +28,8 @@ class ModelCard:
         channels: 1 or 3.
         dim: size of the final features.
         loss: slug of the loss, with its parameters in ``loss_parameters``.
-        dataset: the dataset it was trained on, by the name that opens it.
-        seed, epochs, batch, learning_rate, augment: the recipe.
+        dataset, dataset_digest: what it was trained on, by the name that opens it, and the key of its content.
+        seed, epochs, batch, learning_rate, weight_decay, augment: the recipe.
         precision: float32 or bfloat16 (autocast).
         device, seconds: what trained it, and how long the training took.
         history: mean loss of each epoch.
@@ -50,6 +50,8 @@ class ModelCard:
     precision: str
     device: str
     seconds: float
+    dataset_digest: str = ""
+    weight_decay: float = 0.0
     loss_parameters: dict[str, Any] = field(default_factory=dict)
     augment: dict[str, Any] = field(default_factory=dict)
     history: list[float] = field(default_factory=list)

@@ -26,7 +26,9 @@ def grid(images: NDArray[np.uint8], titles: Sequence[str], *, columns: int = 8, 
         raise ValueError(f"as many titles as pictures are needed, at least one; got {len(titles)} and {len(images)}")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = make_subplots(rows, columns, subplot_titles=list(titles), horizontal_spacing=0.01, vertical_spacing=0.28 / rows)
+    figure = make_subplots(
+        rows, columns, subplot_titles=list(titles), horizontal_spacing=0.01, vertical_spacing=0.28 / rows
+    )
     for i, image in enumerate(images):
         colour = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
         figure.add_trace(go.Image(z=colour, hoverinfo="skip"), row=i // columns + 1, col=i % columns + 1)

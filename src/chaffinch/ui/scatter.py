@@ -34,7 +34,18 @@ from .gallery import KIND_COLOURS, sheets_data
 if TYPE_CHECKING:
     from streamlit.components.v2.types import ComponentRenderer
 
-CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#B8A800", "#7F5F3F", "#7A7A7A")
+CATEGORICAL = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#8C6BB1",
+    "#B8A800",
+    "#7F5F3F",
+    "#7A7A7A",
+)
 CONTINUOUS = ("#3B4CC0", "#7FA5F0", "#C9B8A8", "#F0885A", "#B40426")
 EMPHASISED, MARKED = 1, 2  # bits of a point's state
 KEPT_FILES = 64  # served arrays; the least recently used go first

@@ -39,11 +39,14 @@ def frame() -> None:
         "@media(max-width:640px){.stMainBlockContainer{padding:4rem .8rem 2rem}}"
         "[data-testid=stSidebarUserContent]{padding-top:0}"
         ".cf-brand{display:flex;align-items:center;gap:.6rem}.cf-brand svg{width:2rem;height:2rem;flex:none}"
-        ".cf-brand b{font-size:1.2rem;display:block;line-height:1.2}.cf-brand span{font-size:.8rem;opacity:.7}</style>"
+        ".cf-brand b{font-size:1.2rem;display:block;line-height:1.2}"
+        ".cf-brand span{font-size:.8rem;opacity:.7}</style>"
     )
     with st.sidebar:
         picture = logo.read_text(encoding="utf-8")
-        st.html(f'<div class="cf-brand">{picture}<div><b>chaffinch</b><span>the grain from the chaff</span></div></div>')
+        st.html(
+            f'<div class="cf-brand">{picture}<div><b>chaffinch</b><span>the grain from the chaff</span></div></div>'
+        )
 
 
 def first_spec() -> Spec:

@@ -1,0 +1,35 @@
+"""The server of the app: `chaffinch app` runs this module as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+
+from ..base.errors import InputError
+from ..base.files import bundle_dir
+from ..spec import Spec
+
+
+def main(host: str, port: str, *rest: str) -> None:
+    """Serve the app until it is stopped; ``--browser`` opens a window too."""
+    from streamlit.web import cli
+
+    # the first view is opened while the server starts, so that the first visitor waits for nothing
+    threading.Thread(target=_warm, name="warm", daemon=True).start()
+    os.chdir(bundle_dir())  # the settings in .streamlit/config.toml are read from the current folder
+    options = ["--server.address", host, "--server.port", port]
+    options += ["--server.headless", "false" if "--browser" in rest else "true"]
+    cli.main(["run", "app.py", *options], standalone_mode=False)
+
+
+def _warm() -> None:
+    from . import cached
+
+    with contextlib.suppress(InputError):  # whoever opens the page sees the message there
+        cached.warm(Spec.from_toml(os.environ.get("CHAFFINCH_SPEC", "")))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,427 @@
+"""A Study computes each thing once, keeps it in the workspace, and never looks at the truth."""
+
+import json
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from chaffinch import __version__, projection, registry
+from chaffinch.base.errors import InputError
+from chaffinch.base.files import sha256_file
+from chaffinch.data import NoisyDataset, Truth
+from chaffinch.spec import Cut
+from chaffinch.study import Detection, Study, encoder_cards, run_detectors
+
+SLUGS = ["confident-learning", "knn-distance", "knn-label", "lsa", "small-loss"]
+COUNTS = {"flagged", "seconds"}
+WITH_TRUTH = COUNTS | {
+    "auroc_ood", "auroc_mislabelled", "auroc_any", "auroc_ood_vs_mislabelled", "ap_ood", "ap_mislabelled", "ap_any",
+    "precision", "recall", "f1", "balanced_accuracy", "clean_kept",
+}  # fmt: skip
+
+
+def change(dataset, **values):
+    return replace(dataset, observed=replace(dataset.observed, **values))
+
+
+@pytest.fixture
+def study(blobs, workspace):
+    return Study(blobs, workspace=workspace)
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """Counts how often each detector is fitted."""
+    counted = dict.fromkeys(SLUGS, 0)
+
+    def counting(slug):
+        cls = registry.get("detector", slug)
+        real = cls.fit
+
+        def fit(self, X, y, **evidence):
+            counted[slug] += 1
+            return real(self, X, y, **evidence)
+
+        fit.__signature__ = __import__("inspect").signature(real)
+        monkeypatch.setattr(cls, "fit", fit)
+
+    for slug in SLUGS:
+        counting(slug)
+    return counted
+
+
+class TestDetect:
+    def test_all_find_the_planted_noise(self, study, blobs):
+        for slug in SLUGS:
+            found = study.detect(slug)
+            figures = study.figures(found, found.flags())
+            finds = registry.get("detector", slug).card.finds
+            assert all(figures[f"auroc_{kind}"] > 0.9 for kind in finds), (slug, figures)
+
+    def test_is_computed_once(self, study, fits):
+        first = study.detect("lsa")
+        assert study.detect("lsa") is first
+        assert fits["lsa"] == 1
+
+    def test_another_study_reads_the_same_bits_from_disk(self, study, blobs, workspace, fits):
+        for slug in SLUGS:
+            one, other = study.detect(slug), Study(blobs, workspace=workspace).detect(slug)
+            assert one is not other
+            for f in fields(Detection):
+                np.testing.assert_equal(getattr(other, f.name), getattr(one, f.name))
+            assert other.scores.dtype == np.float64
+            assert other.own.dtype == bool
+        assert set(fits.values()) == {1}
+
+    def test_recomputed_bits_are_the_same(self, study, blobs, tmp_path):
+        from chaffinch.workspace import Workspace
+
+        again = Study(blobs, workspace=Workspace(tmp_path / "other"))
+        for slug in SLUGS:
+            np.testing.assert_array_equal(again.detect(slug).scores, study.detect(slug).scores)
+
+    def test_a_damaged_result_is_computed_again(self, study, blobs, workspace, fits):
+        study.detect("knn-label")
+        for path in (workspace.root / "results").iterdir():
+            path.write_bytes(path.read_bytes()[:-50])
+        np.testing.assert_equal(
+            Study(blobs, workspace=workspace).detect("knn-label").scores, study.detect("knn-label").scores
+        )
+        assert fits["knn-label"] == 2
+
+    def test_parameters_count(self, study, fits):
+        wide, narrow = study.detect("knn-label", k=20), study.detect("knn-label", k=5)
+        assert (wide.info["k"], narrow.info["k"]) == (20, 5)
+        assert study.detect("knn-label", k=20) is wide
+        assert study.detect("knn-label", k=10) is study.detect("knn-label"), "a default that is spelled out is no change"
+        assert fits["knn-label"] == 3
+
+    def test_dataset_and_seed_count(self, blobs, workspace, fits):
+        o = blobs.observed
+        labels, features = o.labels.copy(), o.features.copy()
+        labels[0], features[5, 5] = (labels[0] + 1) % 3, 9
+        variants = [
+            Study(blobs, workspace=workspace),
+            Study(blobs, workspace=workspace, seed=1),
+            Study(change(blobs, labels=labels), workspace=workspace),
+            Study(change(blobs, features=features), workspace=workspace),
+            Study(change(blobs, ids=o.ids[::-1].copy()), workspace=workspace),
+        ]
+        for one in variants:
+            one.detect("small-loss")
+            assert one.detect("small-loss").slug == "small-loss"
+        assert fits["small-loss"] == len(variants)
+
+    def test_knows(self, study, blobs, workspace):
+        assert not study.knows("lsa")
+        study.detect("lsa", seed_threshold=0.9)
+        assert not study.knows("lsa")
+        study.detect("lsa")
+        assert study.knows("lsa")
+        assert Study(blobs, workspace=workspace).knows("lsa")
+        assert not Study(blobs, workspace=workspace, seed=1).knows("lsa")
+
+    def test_errors(self, study):
+        with pytest.raises(InputError, match=r"no detector called 'smal-loss'; did you mean small-loss\?"):
+            study.detect("smal-loss")
+        with pytest.raises(InputError, match=r"knn-label: .*'depth'; it has k, threshold"):
+            study.detect("knn-label", depth=3)
+        with pytest.raises(InputError, match="confident-learning: rule must be one of"):
+            study.detect("confident-learning", rule="guess")
+        assert not (study.workspace.root / "results").exists() or not list(study.workspace.root.rglob("detect-*"))
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_scores_are_the_same_bits_without_the_truth(blobs, tmp_path, slug):
+    """Same data, another truth or none: nothing that a method says may change, not even where it is stored."""
+    from chaffinch.workspace import Workspace
+
+    n = len(blobs)
+    wrong = Truth(np.zeros(n, np.int64), np.ones(n, np.int8))
+    studies = [
+        Study(replace(blobs, truth=truth), workspace=Workspace(tmp_path / str(i)))
+        for i, truth in enumerate((blobs.truth, None, wrong))
+    ]
+    assert len({s.key for s in studies}) == 1
+    first, *others = [s.detect(slug) for s in studies]
+    for other in others:
+        assert other.scores.tobytes() == first.scores.tobytes()
+        assert other.own.tobytes() == first.own.tobytes()
+        np.testing.assert_array_equal(other.suggestions, first.suggestions)
+        assert other.info == first.info
+    assert len({frozenset(p.name for p in s.workspace.root.rglob("*.npz")) for s in studies}) == 1
+
+
+class TestCuts:
+    detection = Detection("toy", np.array([3.0, 1, 2, 2]), np.array([True, False, False, False]), None, {}, 0.0)
+
+    def test_flags(self):
+        d = self.detection
+        assert d.flags().tolist() == d.flags(Cut("toy")).tolist() == [True, False, False, False]
+        assert d.flags(Cut("toy", budget=0.5)).tolist() == [True, False, True, False]
+        assert d.flags(Cut("toy", score=1.5)).tolist() == [True, False, True, True]
+        assert d.flags(Cut("toy", score=3)).tolist() == [False] * 4
+
+    @pytest.mark.parametrize("cut", [Cut("toy", budget=1), Cut("toy", score=0)])
+    def test_everything_flagged(self, cut):
+        with pytest.raises(InputError, match="flags all 4 samples"):
+            self.detection.flags(cut)
+
+    def test_budget_out_of_range(self):
+        with pytest.raises(InputError, match="budget must be a share between 0 and 1, got 1.2"):
+            self.detection.flags(Cut("toy", budget=1.2))
+
+    def test_ranks(self):
+        assert self.detection.ranks.tolist() == [1, 0, 0.5, 0.5]
+        one = Detection("toy", np.zeros(1), np.zeros(1, bool), None, {}, 0.0)
+        assert one.ranks.tolist() == [0]
+
+
+class TestFigures:
+    def test_keys(self, study, blobs, workspace):
+        blind = Study(replace(blobs, truth=None), workspace=workspace)
+        for slug in SLUGS:
+            found = study.detect(slug)
+            figures = study.figures(found, found.flags())
+            assert set(figures) == WITH_TRUTH
+            assert json.loads(json.dumps(figures)) == figures
+            assert set(blind.figures(found, found.flags())) == COUNTS
+
+    def test_count_follows_the_cut(self, study):
+        found = study.detect("lsa")
+        for budget in (0, 0.1, 0.5):
+            assert study.figures(found, found.flags(Cut("lsa", budget=budget)))["flagged"] == round(budget * 180)
+
+
+class TestTable:
+    def test_columns(self, study, blobs):
+        detections = [study.detect("lsa"), study.detect("small-loss")]
+        table = study.table(detections, [Cut("small-loss", budget=0.1)])
+        assert list(table) == [
+            "id", "label", "true_label", "kind",
+            "lsa_score", "lsa_flag", "small-loss_score", "small-loss_flag", "small-loss_suggestion",
+        ]  # fmt: skip
+        o, truth = blobs.observed, blobs.truth
+        assert table["id"].tolist() == o.ids.tolist()
+        assert table["label"].tolist() == [o.classes[y] for y in o.labels]
+        assert table["true_label"].tolist() == [o.classes[y] if y >= 0 else "(none)" for y in truth.labels]
+        assert table["kind"].value_counts().to_dict() == {"clean": 150, "mislabelled": 15, "ood": 15}
+        np.testing.assert_array_equal(table["lsa_score"], detections[0].scores)
+        np.testing.assert_array_equal(table["lsa_flag"], detections[0].own)
+        assert table["small-loss_flag"].sum() == 18
+        assert set(table["small-loss_suggestion"]) <= set(o.classes)
+
+    def test_without_truth(self, blobs, workspace):
+        blind = Study(replace(blobs, truth=None), workspace=workspace)
+        assert list(blind.table([])) == ["id", "label"]
+        assert list(blind.table([blind.detect("knn-distance")])) == [
+            "id", "label", "knn-distance_score", "knn-distance_flag",
+        ]  # fmt: skip
+
+    def test_manifest(self, study, blobs):
+        assert json.loads(study.manifest([Cut("lsa", budget=0.2), Cut("small-loss")])) == {
+            "chaffinch": __version__, "dataset": "blobs", "digest": blobs.digest, "encoder": "features",
+            "detectors": ["lsa@budget=0.2", "small-loss"], "seed": 0,
+        }  # fmt: skip
+
+
+class TestMap:
+    def test_pca_is_computed_once(self, study, blobs, workspace, monkeypatch):
+        assert not study.has_map("pca")
+        assert study.map_trust("pca") == {}, "asking for the quality draws no map"
+        assert not study.has_map("pca")
+        xy = study.map("pca")
+        assert (xy.shape, xy.dtype) == ((180, 2), np.float32)
+        monkeypatch.setattr(projection, "pca", None)  # whoever asks again fails
+        again = Study(blobs, workspace=workspace)
+        assert again.has_map("pca")
+        assert not again.has_map("umap")
+        np.testing.assert_array_equal(again.map("pca"), xy)
+        assert study.map("pca") is xy
+        trust = again.map_trust("pca")
+        assert set(trust) == {"trustworthiness", "continuity", "preservation"}
+        assert all(0 <= value <= 1 for value in trust.values())
+        assert trust["trustworthiness"] > 0.7
+
+    def test_umap_stands_on_the_shared_neighbours(self, study, monkeypatch):
+        seen = []
+
+        def umap(X, neighbors, *, seed, progress):
+            seen.append((X, neighbors, seed))
+            progress(0.5)
+            return X[:, :2].copy()
+
+        monkeypatch.setattr(projection, "umap", umap)
+        told = []
+        np.testing.assert_array_equal(study.map("umap", lambda *what: told.append(what)), study.features[:, :2])
+        study.map()
+        [(X, neighbors, seed)] = seen
+        assert X is study.features
+        assert neighbors is study.evidence.neighbors
+        assert seed == 0
+        assert told == [("drawing the map", 0.5)]
+
+    def test_seed_counts(self, study, blobs, workspace):
+        study.map("pca")
+        assert not Study(blobs, workspace=workspace, seed=1).has_map("pca")
+
+    def test_coordinates_of_the_data_are_used(self, blobs, workspace):
+        xy = np.random.default_rng(0).normal(size=(180, 2)).astype(np.float32)
+        own = Study(change(blobs, xy=xy), workspace=workspace)
+        assert own.map("umap") is xy
+        assert own.has_map("pca")
+        assert own.map_trust("umap") == {}
+        assert not (workspace.root / "results").exists()
+
+    def test_few_samples(self, blobs, workspace):
+        o = blobs.observed
+        for n in (2, 4, 5):
+            few = replace(o, labels=o.labels[:n], ids=o.ids[:n], features=o.features[:n])
+            tiny = Study(NoisyDataset("few", few), workspace=workspace)
+            assert tiny.map("umap").shape == (n, 2)
+            assert bool(tiny.map_trust("umap")) == (n > 4)
+
+    def test_errors(self, study, blobs, workspace):
+        with pytest.raises(InputError, match="map must be one of umap, pca, got 'tsne'"):
+            study.map("tsne")
+        bare = change(blobs, features=None, pred_probs=np.full((180, 3), 1 / 3))
+        with pytest.raises(InputError, match="blobs has neither pictures nor features, so there is no map"):
+            Study(bare, workspace=workspace).map("pca")
+
+
+class TestPictures:
+    def test_embed_stores_and_is_not_recomputed(self, pictures, workspace, save_encoder, monkeypatch):
+        from chaffinch.encoders import checkpoint
+
+        path = save_encoder()
+        study, told = Study(pictures, "tiny", workspace=workspace), []
+        assert not study.has_features()
+        X = study.embed(lambda *what: told.append(what))
+        assert told[-1] == ("embedding", 1.0)
+        np.testing.assert_array_equal(X, checkpoint.load_encoder(path).embed(pictures.observed.images))
+        monkeypatch.setattr(checkpoint, "load_encoder", None)  # whoever embeds again fails
+        again = Study(pictures, "tiny", workspace=workspace)
+        assert again.has_features()
+        np.testing.assert_array_equal(again.features, X)
+
+    def test_encoder_counts(self, pictures, workspace, save_encoder):
+        save_encoder("one", seed=0), save_encoder("two", seed=1), save_encoder("copy", seed=0)
+        one, two, copy = (Study(pictures, name, workspace=workspace) for name in ("one", "two", "copy"))
+        assert one.key != two.key
+        assert not np.allclose(one.features, two.features)
+        assert one.key == copy.key, "the weights count, not their name"
+        assert not np.allclose(one.detect("knn-distance").scores, two.detect("knn-distance").scores)
+        save_encoder("one", seed=2)
+        assert Study(pictures, "one", workspace=workspace).key != one.key, "trained again, embedded again"
+
+    def test_truth_is_not_looked_at(self, pictures, workspace, save_encoder):
+        save_encoder()
+        study, blind = (Study(d, "tiny", workspace=workspace) for d in (pictures, replace(pictures, truth=None)))
+        assert study.key == blind.key
+        for slug in SLUGS:
+            assert study.detect(slug).scores.tobytes() == blind.detect(slug).scores.tobytes()
+
+    def test_own_features_or_an_encoder(self, pictures, workspace, save_encoder):
+        save_encoder()
+        X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+        both = change(pictures, features=X)
+        own, embedded = (Study(both, name, workspace=workspace) for name in ("features", "tiny"))
+        assert own.features is X
+        assert embedded.features.shape == (60, 32)
+        assert own.key != embedded.key
+        assert Study(change(both, images=None), "tiny", workspace=workspace).encoder == "features"
+
+    def test_unknown_encoder(self, pictures, workspace, save_encoder):
+        save_encoder()
+        with pytest.raises(InputError, match=r"no encoder called 'tinny'; there are .*tiny.*'chaffinch train-encoder"):
+            Study(pictures, "tinny", workspace=workspace).embed()
+
+    def test_no_encoder_at_all(self, pictures, workspace, monkeypatch, tmp_path):
+        monkeypatch.setenv("CHAFFINCH_ASSETS", str(tmp_path))
+        with pytest.raises(InputError, match="no encoder called 'simclr'; there are none"):
+            Study(pictures, workspace=workspace).detect("lsa")
+
+    def test_another_architecture(self, pictures, workspace, save_encoder):
+        save_encoder(architecture="preact-resnet-32-64-128")
+        with pytest.raises(InputError, match="does not hold the weights of preact-resnet-32-64-128"):
+            Study(pictures, "tiny", workspace=workspace).embed()
+        assert not list(workspace.root.rglob("*.npz"))
+
+    @pytest.mark.parametrize("checked", [True, False])
+    def test_truncated_weights(self, pictures, workspace, save_encoder, checked):
+        path = save_encoder()
+        path.write_bytes(path.read_bytes()[:-200])
+        if not checked:
+            card = json.loads(path.with_suffix(".json").read_text())
+            path.with_suffix(".json").write_text(json.dumps({**card, "sha256": sha256_file(path)}))
+        message = "is damaged: its checksum" if checked else "is not a readable safetensors file"
+        with pytest.raises(InputError, match=rf"tiny\.safetensors {message}"):
+            Study(pictures, "tiny", workspace=workspace).detect("lsa")
+
+    def test_missing_weights(self, pictures, workspace, save_encoder):
+        save_encoder().unlink()
+        with pytest.raises(InputError, match=r"tiny\.safetensors are missing"):
+            Study(pictures, "tiny", workspace=workspace).embed()
+
+    def test_wrong_checksum(self, pictures, workspace, save_encoder):
+        path = save_encoder()
+        raw = bytearray(path.read_bytes())
+        raw[-1] ^= 1
+        path.write_bytes(raw)
+        with pytest.raises(InputError, match="is damaged: its checksum"):
+            Study(pictures, "tiny", workspace=workspace).embed()
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"name": "tiny"}', '{"sha256": 5}'])
+    def test_damaged_card(self, pictures, workspace, save_encoder, content):
+        save_encoder().with_suffix(".json").write_text(content)
+        with pytest.raises(InputError, match=r"tiny\.json"):
+            Study(pictures, "tiny", workspace=workspace).embed()
+
+    def test_colour_pictures_for_a_grey_encoder(self, pictures, workspace, save_encoder):
+        save_encoder()
+        colour = change(pictures, images=np.repeat(pictures.observed.images[..., None], 3, 3))
+        with pytest.raises(InputError, match=r"trained on pictures with 1 channel\(s\), these have 3"):
+            Study(colour, "tiny", workspace=workspace).embed()
+
+    def test_a_card_that_is_just_being_written_is_not_read(self, workspace, save_encoder):
+        save_encoder()
+        (workspace.root / "encoders" / ".tiny-x1.json").write_text("")
+        (workspace.root / "encoders" / "tiny.partial.safetensors").write_text("")
+        assert "tiny" in encoder_cards(workspace)
+        assert not [name for name in encoder_cards(workspace) if name.startswith(".")]
+
+
+class TestBasics:
+    def test_positions(self, study):
+        assert len(study) == 180
+        assert study.position("b017") == 17
+        assert study.name_of(17) == "b017"
+        assert study.position("b17") is None
+
+    def test_opens_by_name(self, arrays_file, workspace):
+        study = Study(f"arrays:{arrays_file()}", workspace=workspace)
+        assert study.encoder == "features"
+        assert study.detect("lsa").scores.shape == (180,)
+
+    @pytest.mark.parametrize("seed", [-1, 2**32])
+    def test_seed_out_of_range(self, blobs, seed):
+        with pytest.raises(InputError, match=f"seed must be 0 to 4294967295, got {seed}"):
+            Study(blobs, seed=seed)
+
+    def test_default_workspace(self, blobs, home):
+        Study(blobs).detect("knn-label")
+        assert len(list((home / "results").glob("detect-*.npz"))) == 1
+
+
+class TestRunDetectors:
+    def test_skips_only_when_told(self, blobs, workspace):
+        bare = change(blobs, features=None, pred_probs=np.random.default_rng(0).dirichlet(np.ones(3), 180))
+        study, cuts, told = Study(bare, workspace=workspace), [Cut(slug) for slug in SLUGS], []
+        done, skipped = run_detectors(study, cuts, skip=True, report=lambda *what: told.append(what))
+        assert [d.slug for d in done] == ["confident-learning", "small-loss"]
+        assert set(skipped) == {"knn-distance", "knn-label", "lsa"}
+        assert all(reason.startswith(f"{slug} needs ") for slug, reason in skipped.items())
+        assert told == [(slug, i / 5) for i, slug in enumerate(SLUGS)]
+        with pytest.raises(InputError, match="knn-distance needs neighbors"):
+            run_detectors(study, cuts)
