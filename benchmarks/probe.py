@@ -1,6 +1,6 @@
 """Out-of-sample class probabilities: `chaffinch.base.linear` against scikit-learn, side by side in one run.
 
-python benchmarks/probe.py [--json] [--npz FILE] [--full] [--large]
+python benchmarks/probe.py [--json] [--npz FILE] [--threads 1 2] [--full] [--large]
 
 FILE holds X (N, D), y (N,) and kind (N,) (0 clean, 1 mislabelled, 2 out of distribution). Without it, X is
 the first 64 principal components of the pixels of fashion-web.
@@ -13,7 +13,7 @@ import json
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,10 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from chaffinch.base.linear import linear_probe
-from chaffinch.base.threads import blas_threads, cores
+from chaffinch.base.threads import blas_threads
 from chaffinch.data import open_dataset
 
 Row = dict[str, Any]
-THREADS = (1, 2)
 
 
 def scikit_learn(X: NDArray[np.float32], y: NDArray[np.int64], n_classes: int, threads: int) -> NDArray[np.float64]:
@@ -83,18 +82,20 @@ def quality(p: NDArray[np.float64], y: NDArray[np.int64], kind: NDArray[np.int64
     }
 
 
-def compare(what: str, X: NDArray[np.float32], y: NDArray[np.int64], kind: NDArray[np.int64]) -> list[Row]:
+def compare(
+    what: str, X: NDArray[np.float32], y: NDArray[np.int64], kind: NDArray[np.int64], threads: Sequence[int] = (1, 2)
+) -> list[Row]:
     """One row for each number of threads, and one for the best of each side."""
     c = int(y.max()) + 1
     linear_probe(X[:200], y[:200], c)  # imports
     methods: dict[str, Callable[[], NDArray[np.float64]]] = {}
-    for t in THREADS:
+    for t in threads:
         methods[f"ours {t}"] = lambda t=t: ours(X, y, c, t)  # type: ignore[misc]
         methods[f"peer {t}"] = lambda t=t: scikit_learn(X, y, c, t)  # type: ignore[misc]
     done = timed(methods, 3)
     memory = peak_mb(lambda: ours(X, y, c, 1))
-    pairs = {f"{t} thread{'s' * (t > 1)}": (f"ours {t}", f"peer {t}") for t in THREADS}
-    best = tuple(min((f"{side} {t}" for t in THREADS), key=lambda name: done[name][0]) for side in ("ours", "peer"))
+    pairs = {f"{t} thread{'s' * (t > 1)}": (f"ours {t}", f"peer {t}") for t in threads}
+    best = tuple(min((f"{side} {t}" for t in threads), key=lambda name: done[name][0]) for side in ("ours", "peer"))
     rows = []
     for name, (a, b) in {**pairs, "best threads of each": best}.items():
         (ours_s, p), (peer_s, q) = done[a], done[b]
@@ -122,14 +123,13 @@ def synthetic(n: int, dim: int, classes: int) -> tuple[NDArray[np.float32], NDAr
     return X, y, wrong.astype(np.int64)
 
 
-def scale(n: int, dim: int, classes: int, full: bool) -> Row:
+def scale(n: int, dim: int, classes: int, full: bool, threads: int = 1) -> Row:
     """One run of ours on synthetic data, and of the peer where ``full``."""
     X, y, kind = synthetic(n, dim, classes)
-    threads = cores()
     done = timed({"ours": lambda: ours(X, y, classes, threads)}, 1)
     ours_s, p = done["ours"]
     row = {
-        "what": f"5-fold probabilities, synthetic {n}x{dim}x{classes}, {threads} threads",
+        "what": f"5-fold probabilities, synthetic {n}x{dim}x{classes}, {threads} thread{'s' * (threads > 1)}",
         "ours_s": ours_s,
         "peer": "scikit-learn LogisticRegression(C=1, max_iter=1000)" if full else None,
         "peer_s": None,
@@ -150,20 +150,22 @@ def pixels() -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
     x = data.observed.images.reshape(len(data.observed.images), -1).astype(np.float32) / 255
     x -= x.mean(axis=0)
     axes = np.linalg.eigh(x.T @ x)[1][:, :-65:-1]
-    return x @ axes, data.observed.labels, data.truth.kind
+    return x @ axes, data.observed.labels, data.truth.kind.astype(np.int64)
 
 
-def measure(npz: str | None = None, *, full: bool = False, large: bool = False) -> list[Row]:
-    """All rows. Features come from ``npz`` where given."""
+def measure(
+    npz: str | None = None, *, threads: Sequence[int] = (1, 2), full: bool = False, large: bool = False
+) -> list[Row]:
+    """All rows. Features come from ``npz`` where given; the synthetic data runs on the first of ``threads``."""
     if npz:
         with np.load(npz, allow_pickle=False) as file:
             X, y, kind = file["X"].astype(np.float32), file["y"].astype(np.int64), file["kind"]
-        rows = compare("features of fashion-web", X, y, kind)
+        rows = compare("features of fashion-web", X, y, kind, threads)
     else:
-        rows = compare("pixels of fashion-web", *pixels())
-    rows.append(scale(50_000, 512, 100, full))
+        rows = compare("pixels of fashion-web", *pixels(), threads)
+    rows.append(scale(50_000, 512, 100, full, threads[0]))
     if large:
-        rows.append(scale(1_000_000, 128, 7, full))
+        rows.append(scale(1_000_000, 128, 7, full, threads[0]))
     return rows
 
 
@@ -172,10 +174,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--npz", metavar="FILE", help="X, y and kind to use instead of pixels")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="BLAS threads to compare")
     parser.add_argument("--full", action="store_true", help="run scikit-learn on the synthetic data too (slow)")
     parser.add_argument("--large", action="store_true", help="also 1,000,000 x 128 x 7")
     options = parser.parse_args()
-    rows = measure(options.npz, full=options.full, large=options.large)
+    rows = measure(options.npz, threads=options.threads, full=options.full, large=options.large)
     if options.json:
         print(json.dumps(rows, indent=1))
         return

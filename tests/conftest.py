@@ -29,7 +29,7 @@ def workspace(home) -> Workspace:
 
 @pytest.fixture
 def blobs() -> NoisyDataset:
-    """Three blobs of features, 50 clean samples each, with 15 mislabelled samples and 15 from a fourth, foreign blob."""
+    """Three blobs of features, 50 clean samples each, 15 mislabelled samples and 15 of a fourth, foreign blob."""
     rng = np.random.default_rng(7)
     true = np.repeat([0, 1, 2, 0, 1, 2, -1], [50, 50, 50, 5, 5, 5, 15])
     given = true.copy()

@@ -67,7 +67,9 @@ def test_round_trip(tmp_path, ending, ids):
     assert [p.name for p in tmp_path.iterdir()] == [f"t{ending}"]
 
 
-@given(st.lists(texts.filter(lambda t: "\0" not in t) | leading.filter(lambda t: "\0" not in t), min_size=1, max_size=5))
+@given(
+    st.lists(texts.filter(lambda t: "\0" not in t) | leading.filter(lambda t: "\0" not in t), min_size=1, max_size=5)
+)
 @example(["\r"])
 @example(["\n", ""])
 def test_csv_round_trip_of_any_ids(ids):

@@ -54,7 +54,17 @@ def test_cut_round_trip(cut):
 
 @pytest.mark.parametrize(
     "text",
-    ["lsa@", "lsa@0.2", "lsa@budget", "lsa@budget=", "lsa@budget=much", "lsa@share=0.2", "lsa@score=nan", "", "@score=1"],
+    [
+        "lsa@",
+        "lsa@0.2",
+        "lsa@budget",
+        "lsa@budget=",
+        "lsa@budget=much",
+        "lsa@share=0.2",
+        "lsa@score=nan",
+        "",
+        "@score=1",
+    ],
 )
 def test_bad_cut(text):
     with pytest.raises(InputError, match="write DETECTOR, DETECTOR@budget=SHARE or DETECTOR@score=VALUE") as caught:

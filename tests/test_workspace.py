@@ -102,7 +102,7 @@ def test_one_array_in_the_place_of_an_archive_is_a_miss(workspace, make):
 
 
 def test_no_flipped_byte_is_an_error(workspace):
-    """Any byte changed: the whole right answer (the byte does not matter) or a miss; never an error, never other data."""
+    """With any byte changed: the right answer (the byte does not matter) or a miss; no error, no other data."""
     path = workspace.store("step", "k", ARRAYS, folder=workspace.folder("results"))
     raw, rng = path.read_bytes(), np.random.default_rng(0)
     misses = 0

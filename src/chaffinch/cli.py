@@ -60,7 +60,10 @@ def _detect(args: argparse.Namespace) -> int:
     study = Study(args.dataset, args.encoder, workspace=Workspace(args.workspace), seed=args.seed)
     wanted = args.detector or ["lsa", "small-loss"]
     every = "all" in wanted
-    cuts = [Cut(slug) for slug in registry.methods("detector")] if every else [Cut.parse(t) for t in wanted]
+    cuts = [Cut.parse(text) for text in wanted if text != "all"]
+    if every:  # those that are named besides keep their cut
+        named = {c.detector: c for c in cuts}
+        cuts = [named.get(slug, Cut(slug)) for slug in sorted({*registry.methods("detector"), *named})]
     study.embed(meter)
     done, skipped = run_detectors(study, cuts, skip=every, report=meter)
     if not done:
@@ -190,6 +193,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
     from .data import open_dataset
     from .encoders.augment import Augment
     from .encoders.train import Recipe, train_encoder
+    from .spec import check_seed
     from .workspace import Workspace
 
     recipe = Recipe(
@@ -197,8 +201,13 @@ def _train_encoder(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate, device=args.device, architecture=args.architecture,
         augment=Augment(flip=0.0 if args.no_flip else 0.5),
     )  # fmt: skip
+    check_seed(args.seed)
     name = args.name or args.loss
     folder = Path(args.out) if args.out else Workspace(args.workspace).folder("encoders")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be written: {error.strerror}") from error
     meter = Meter(args.quiet)
     try:
         for p in train_encoder(open_dataset(args.dataset), recipe, folder, name):
@@ -330,6 +339,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except BrokenPipeError:  # the reader, such as head, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # such as a full disk
+        print(f"chaffinch: {error}", file=sys.stderr)
         return 1
 
 

@@ -153,7 +153,7 @@ def test_shared_and_permuted_neighbours(blobs):
 
 
 def test_too_few_neighbours(blobs):
-    with pytest.raises(InputError, match="knn-distance needs 10 neighbours.*there are 4"):
+    with pytest.raises(InputError, match=r"knn-distance needs 10 neighbours.*there are 4"):
         KnnDistance().fit(blobs.X, blobs.y, neighbors=nearest(blobs.X, 4))
 
 

@@ -41,7 +41,7 @@ def test_digits_of_the_sheet(digits, rate, expected):
 def test_worked_by_hand():
     X, y = ring([0, 10, 21, 33, 90, 101, 113]), np.array([0, 0, 1, 0, 1, 1, 1])
     model = KnnLabel(k=3, threshold=0.5).fit(X, y)
-    np.testing.assert_allclose(model.scores_, [1 / 3, 1 / 3, 1, 1 / 3, 1 / 3, 0, 0])
+    np.testing.assert_allclose(model.scores_, [1 / 3, 1 / 3, 1, 1 / 3, 1 / 3, 1 / 3, 1 / 3])
     np.testing.assert_array_equal(model.flags_, [0, 0, 1, 0, 0, 0, 0])
     np.testing.assert_array_equal(model.suggestions_, [0, 0, 0, 0, 1, 1, 1])
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from streamlit.testing.v1 import AppTest
 
-pytestmark = pytest.mark.browser
+import chaffinch
+from chaffinch.base.errors import InputError
+from chaffinch.ui.scatter import Colours, inside, scatter_map
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -60,7 +67,8 @@ colours = (Colours(score, title="Suspicion") if by_score
 shown = np.flatnonzero(np.arange(N) % 2 == 0) if st.query_params.get("half") else None
 with place:
     event = scatter_map(xy[:, ::-1] if second else xy, colours, emphasis=flag if only_flagged else None,
-                        marked=flag, shown=shown, hover=hover, sheets=sheets, key="map", focus=st.session_state.get("open"))
+                        marked=flag, shown=shown, hover=hover, sheets=sheets, key="map",
+                        focus=st.session_state.get("open"))
 if event.clicked is not None:
     st.session_state["open"] = event.clicked
     st.session_state["clicks"] = st.session_state.get("clicks", 0) + 1
@@ -90,8 +98,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true"]
     options = [f"--server.port={port}", "--server.address=127.0.0.1", "--browser.gatherUsageStats=false",
                "--server.baseUrlPath=deep/below", "--server.fileWatcherType=none"]  # fmt: skip
-    import os
-
     env = {**os.environ, "SCRATCH_SHEETS": str(folder / "sheets")}
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen([*command, *options], cwd=folder, env=env, stdout=log, stderr=log)
@@ -187,20 +193,6 @@ def drag(page: Any, points: list[tuple[float, float]]) -> None:
     page.mouse.up()
 
 
-def pixel_of(page: Any, index: int) -> tuple[float, float]:
-    """Where the coloured layers show the dataset's point ``index`` (all points shown, unsorted layers merged)."""
-    place = page.evaluate(
-        """async i => {
-          const plot = document.querySelector('.chf-plot'), [x, y] = window.probe[i];
-          const a = plot._fullLayout, w = a.width, h = a.height, b = plot.getBoundingClientRect();
-          const f = (v, r) => (v - r[0]) / (r[1] - r[0]);
-          return [b.x + w * f(x, a.xaxis.range), b.y + h * (1 - f(y, a.yaxis.range))];
-        }""",
-        index,
-    )
-    return place[0], place[1]
-
-
 def wheel(page: Any, fx: float, fy: float, amount: int) -> None:
     x, y, w, h = stage(page)
     page.mouse.move(x + fx * w, y + fy * h)
@@ -209,6 +201,7 @@ def wheel(page: Any, fx: float, fy: float, amount: int) -> None:
     page.wait_for_timeout(800)
 
 
+@pytest.mark.browser
 def test_zoom_stays_when_colours_and_emphasis_change(page: Any, server: str) -> None:
     visit(page, server)
     home = camera(page)
@@ -232,6 +225,7 @@ def test_zoom_stays_when_colours_and_emphasis_change(page: Any, server: str) -> 
     assert camera(page) != near
 
 
+@pytest.mark.browser
 def test_a_lasso_comes_back_as_a_polygon_and_stays(page: Any, server: str) -> None:
     visit(page, server)
     page.get_by_label("Select with a lasso").click()
@@ -259,6 +253,7 @@ def test_a_lasso_comes_back_as_a_polygon_and_stays(page: Any, server: str) -> No
     until(page, lambda r: r["vertices"] == "0")
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("half", [False, True])
 def test_hover_shows_a_card_and_a_click_returns_the_position(page: Any, server: str, half: bool) -> None:
     visit(page, f"{server}/?half=1" if half else server)
@@ -292,6 +287,7 @@ def test_hover_shows_a_card_and_a_click_returns_the_position(page: Any, server: 
     assert page.locator(".chf-focus").is_visible()
 
 
+@pytest.mark.browser
 def test_a_gallery_tile_is_clicked_and_reached_by_keys(page: Any, server: str) -> None:
     visit(page, server)
     tiles = page.locator(".chf-gallery").first.locator(".chf-tile")
@@ -307,6 +303,7 @@ def test_a_gallery_tile_is_clicked_and_reached_by_keys(page: Any, server: str) -
     assert bare.inner_text().startswith("a title without picture")
 
 
+@pytest.mark.browser
 def test_assets_are_fetched_once_and_the_theme_is_followed(page: Any, server: str) -> None:
     fetched: list[str] = []
     page.on("request", lambda request: fetched.append(request.url))
@@ -327,20 +324,59 @@ def test_assets_are_fetched_once_and_the_theme_is_followed(page: Any, server: st
     )
 
 
-def test_without_webgl_there_are_words(server: str) -> None:
-    if BROWSER is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
+@pytest.mark.browser
+def test_without_webgl_there_are_words(browser: Any, server: str) -> None:
+    with_none = browser.browser_type.launch(executable_path=BROWSER, args=[*FLAGS, "--disable-3d-apis"])
+    page = with_none.new_page()
+    page.goto(server)
+    page.wait_for_selector("text=offers no WebGL", timeout=WAIT)
+    with_none.close()
 
 
 def test_the_manifest_names_the_folder() -> None:
-    """In a wheel and in a checkout Streamlit finds the manifest beside the package."""
-    import tomllib
-
-    import chaffinch
-
     root = Path(chaffinch.__file__).parent
     manifest = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     assert manifest["project"]["name"] == "chaffinch"
     for entry in manifest["tool"]["streamlit"]["component"]["components"]:
         assert (root / entry["asset_dir"] / f"{entry['name']}.js").is_file()
-    assert json.dumps(manifest)
+
+
+def test_inside_agrees_with_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    xy = rng.normal(size=(500, 2)).astype(np.float32)
+    polygon = rng.normal(size=(9, 2))  # crosses itself
+    expected = []
+    for x, y in xy.astype(float):
+        odd = False
+        for (x1, y1), (x2, y2) in pairwise([*polygon, polygon[0]]):
+            if (y1 > y) != (y2 > y) and x < x1 + (y - y1) * (x2 - x1) / (y2 - y1):
+                odd = not odd
+        expected.append(odd)
+    np.testing.assert_array_equal(inside(xy, polygon), expected)
+    assert 20 < sum(expected) < 480
+    np.testing.assert_array_equal(inside(xy[::-1], polygon[::-1]), expected[::-1])
+
+
+def test_inside_limits() -> None:
+    xy = np.array([[0.5, 0.5], [2, 2], [np.nan, 0.5]])
+    square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    assert inside(xy, square).tolist() == [True, False, False]
+    assert inside(xy, None).all()  # no selection
+    assert not inside(xy, square[:2]).any()
+    assert inside(np.empty((0, 2)), square).shape == (0,)
+
+
+def test_the_page_runs_without_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH_SHEETS", str(tmp_path))
+    app = AppTest.from_string(SCRATCH, default_timeout=60)
+    app.query_params["n"] = "300"
+    app.run()
+    app.toggle[0].set_value(True).run()
+    assert not app.exception
+    assert "chosen=300" in app.text[0].value
+
+
+def test_wrong_lengths_are_named() -> None:
+    xy = np.zeros((3, 2), np.float32)
+    with pytest.raises(InputError, match="marked must have 3 entries, got 2"):
+        scatter_map(xy, Colours(np.zeros(3)), marked=np.zeros(2, bool), key="m")

@@ -41,7 +41,7 @@ class Detector(BaseEstimator):  # type: ignore[misc]
     @classmethod
     def needs(cls) -> tuple[str, ...]:
         """The pieces of evidence that ``fit`` names."""
-        parameters = inspect.signature(cls.fit).parameters.values()  # type: ignore[attr-defined]
+        parameters = inspect.signature(cls.fit).parameters.values()
         named = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
         return (("features",) if cls.uses_features else ()) + named
 

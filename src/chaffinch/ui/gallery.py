@@ -12,12 +12,11 @@ from streamlit import runtime
 from streamlit.components.v1 import declare_component
 
 from ..base.files import digest
+from ..figures.palette import KIND_COLOURS
 from ..thumbnails import Sheets
 
 if TYPE_CHECKING:
     from streamlit.components.v2.types import ComponentRenderer
-
-KIND_COLOURS = {"clean": "#0072B2", "mislabelled": "#E69F00", "ood": "#CC79A7", "flag": "#D55E00"}
 
 
 @dataclass(frozen=True)

@@ -28,25 +28,13 @@ from streamlit.components.v1 import declare_component
 
 from ..base.errors import InputError
 from ..base.files import digest, replacing
+from ..figures.palette import CLASS_COLOURS, KIND_COLOURS, SUSPICION
 from ..thumbnails import Sheets
-from .gallery import KIND_COLOURS, sheets_data
+from .gallery import sheets_data
 
 if TYPE_CHECKING:
     from streamlit.components.v2.types import ComponentRenderer
 
-CATEGORICAL = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#D55E00",
-    "#8C6BB1",
-    "#B8A800",
-    "#7F5F3F",
-    "#7A7A7A",
-)
-CONTINUOUS = ("#3B4CC0", "#7FA5F0", "#C9B8A8", "#F0885A", "#B40426")
 EMPHASISED, MARKED = 1, 2  # bits of a point's state
 KEPT_FILES = 64  # served arrays; the least recently used go first
 MAX_VERTICES = 2000
@@ -198,14 +186,14 @@ def _codes(colours: Colours) -> tuple[NDArray[np.uint8], NDArray[np.bool_], dict
     """One byte a point (a palette index, or a step of 256 on the scale), which points have one, and the scale."""
     values = np.asarray(colours.values)
     if colours.names:
-        palette = (colours.palette or CATEGORICAL)[:256]
+        palette = (colours.palette or CLASS_COLOURS)[:256]
         code = (values.astype(np.int64) % len(palette)).astype(np.uint8)
         scale = {"names": list(colours.names), "palette": list(palette), "title": colours.title}
         return code, values >= 0, scale
     there = np.isfinite(values)
     low, high = (float(values[there].min()), float(values[there].max())) if there.any() else (0.0, 1.0)
     step = np.where(there, (values - low) * (255 / ((high - low) or 1.0)), 0)
-    scale = {"names": [], "palette": list(colours.palette or CONTINUOUS), "title": colours.title}
+    scale = {"names": [], "palette": list(colours.palette or SUSPICION), "title": colours.title}
     return step.round().astype(np.uint8), there, scale | {"low": low, "high": high}
 
 

@@ -10,6 +10,8 @@ const EMPHASISED = 1, MARKED = 2; // bits of a point's state
 const REACH = 12;                 // pixels from the pointer within which a point is hit
 const PAD = 0.05;                 // free space around the points, as a share of their extent
 const OUTLINE_VERTICES = 150;
+// Where Escape means something else.
+const TYPING = "input:not([type=checkbox], [type=radio], [type=range]), textarea, [role=dialog], [role=listbox]";
 const CONFIG = { displayModeBar: false, scrollZoom: true, doubleClick: false, showTips: false };
 
 const ICONS = { // 24 x 24, strokes
@@ -150,9 +152,9 @@ class PointMap {
     const update = {};
     this.traces().forEach((trace, at) => {
       const { x, y, marker } = trace;
-      const { color, size, opacity, colorscale, cmin, cmax, line } = marker;
+      const { color, size, opacity, line } = marker;
       const parts = { x, y, "marker.color": color, "marker.size": size, "marker.opacity": opacity,
-        "marker.colorscale": colorscale, "marker.cmin": cmin, "marker.cmax": cmax, "marker.line.color": line?.color };
+        "marker.line.color": line?.color };
       for (const [name, value] of Object.entries(parts)) (update[name] ??= [])[at] = value ?? null;
     });
     await this.plotly.restyle(this.plot, update, [0, 1, 2]);
@@ -170,16 +172,16 @@ class PointMap {
       layers[!lit ? 0 : state[i] & MARKED ? 2 : 1].push(i);
     }
     const size = this.pointSize();
-    const colours = colourScale(scale);
+    const colours = colourTable(scale); // names, not numbers on a colorscale: plotly is twice as fast with them
     const look = [
       { color: faint, size: size * 0.8, opacity: 0.55 },
-      { ...colours, size, opacity: 0.85 },
-      { ...colours, size: size * 1.45, opacity: 1, line: { width: 1, color: text } },
+      { size, opacity: 0.85 },
+      { size: size * 1.45, opacity: 1, line: { width: 1, color: text } },
     ];
     return layers.map((chosen, at) => {
       const pick = (values) => (chosen.length ? Float32Array.from(chosen, (i) => values[i]) : [NaN]);
       const marker = { ...look[at] };
-      if (at) marker.color = chosen.length ? Array.from(chosen, (i) => code[i]) : [0];
+      if (at) marker.color = chosen.length ? chosen.map((i) => colours[code[i]]) : [faint];
       return { type: "scattergl", mode: "markers", hoverinfo: "skip", x: pick(x), y: pick(y), marker };
     });
   }
@@ -188,7 +190,7 @@ class PointMap {
     const style = getComputedStyle(this.root);
     const text = style.getPropertyValue("--st-text-color").trim() || "#31333f";
     const back = style.getPropertyValue("--st-background-color").trim() || "#ffffff";
-    return { text, back, faint: mix(back, text, 0.3) };
+    return { text, back, faint: between(readColour(back), readColour(text), 0.3) };
   }
 
   legend() {
@@ -376,7 +378,7 @@ class PointMap {
     }, { passive: false });
     on(this.stage, "keydown", (event) => this.keyDown(event));
     on(document, "keydown", (event) => {
-      if (event.key !== "Escape" || event.defaultPrevented || event.target.closest("input, textarea, [role=dialog]")) return;
+      if (event.key !== "Escape" || event.defaultPrevented || event.target.closest(TYPING)) return;
       this.cancelOutline?.();
       if (this.outline) this.select(null);
     });
@@ -617,12 +619,14 @@ function byCode(code) {
   return order;
 }
 
-function colourScale({ names, palette }) {
-  if (!names.length) {
-    return { colorscale: palette.map((c, k) => [k / (palette.length - 1), c]), cmin: 0, cmax: 255 };
-  }
-  const steps = palette.flatMap((c, k) => [[k / palette.length, c], [(k + 1) / palette.length, c]]);
-  return { colorscale: steps, cmin: -0.5, cmax: palette.length - 0.5 };
+/** The colour of each code: the palette itself, or 256 steps between its stops. */
+function colourTable({ names, palette }) {
+  if (names.length || palette.length < 2) return palette.length < 2 ? Array(256).fill(palette[0]) : palette;
+  const stops = palette.map(readColour);
+  return Array.from({ length: 256 }, (_, step) => {
+    const place = (step / 255) * (stops.length - 1), from = Math.min(Math.floor(place), stops.length - 2);
+    return between(stops[from], stops[from + 1], place - from);
+  });
 }
 
 /** Ranges of a view by its centre and the size of a pixel in data units. */
@@ -631,16 +635,18 @@ function around([x, y], unit, width, height) {
   return { x: [x - w, x + w], y: [y - h, y + h] };
 }
 
-/** A colour between two CSS colours. */
-function mix(from, to, share) {
-  const read = (colour) => {
-    const context = document.createElement("canvas").getContext("2d");
-    context.fillStyle = colour;
-    context.fillRect(0, 0, 1, 1);
-    return context.getImageData(0, 0, 1, 1).data;
-  };
-  const [a, b] = [read(from), read(to)];
-  return `rgb(${[0, 1, 2].map((k) => Math.round(a[k] + (b[k] - a[k]) * share))})`;
+/** Any CSS colour as [red, green, blue]. */
+function readColour(colour) {
+  const context = document.createElement("canvas").getContext("2d");
+  context.fillStyle = colour;
+  context.fillRect(0, 0, 1, 1);
+  return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+}
+
+/** The colour a share of the way from one [red, green, blue] to another, as #rrggbb. */
+function between(a, b, share) {
+  const hex = (v) => Math.round(v).toString(16).padStart(2, "0");
+  return `#${a.map((v, k) => hex(v + (b[k] - v) * share)).join("")}`;
 }
 
 /** A number to three digits of the span it is an end of: 0.0000108 on a scale up to 1 is 0. */

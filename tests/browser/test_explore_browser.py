@@ -1,0 +1,211 @@
+"""The Explore page in a real browser, on the bundled dataset: what a visitor does in the first five minutes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)]
+ROOT = Path(__file__).parents[2]
+WAIT = 90_000  # ms; the machine may be busy
+OUTPUT = ROOT / "tests" / "output"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("explore"), free_port()
+    command = [sys.executable, "-m", "chaffinch.cli", "app", "--port", str(port)]
+    with serve(command, port, folder / "log.txt", cwd=folder, CHAFFINCH_HOME=str(folder / "home")) as url:
+        yield url
+    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as chrome:
+        yield chrome
+
+
+@pytest.fixture
+def visit(browser: Any, server: str) -> Iterator[Any]:
+    """A function that opens an address in a fresh session and waits until every detector that is on has run."""
+    contexts, problems = [], []
+
+    def go(path: str = "/", width: int = 1400, height: int = 900, scheme: str = "light") -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        context.set_default_timeout(WAIT)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda r: problems.append(f"asked {r.url}") if foreign(r.url, server) else None)
+        page.goto(server + path)
+        page.wait_for_selector(".chf-map[data-paint]")
+        page.wait_for_selector(".chf-tile")
+        settle(page)
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def foreign(url: str, server: str) -> bool:
+    return url.startswith(("http", "ws")) and server.partition("//")[2] not in url
+
+
+def settle(page: Any) -> None:
+    """Wait until the page is not running any more."""
+    page.wait_for_timeout(400)
+    page.wait_for_function("() => document.querySelector('.stApp')?.dataset.testScriptState === 'notRunning'")
+
+
+def figures(page: Any) -> dict[str, str]:
+    text = page.locator(".cf-strip").inner_text()
+    lines = [line for line in text.split("\n") if line]
+    return dict(zip(lines[1::2], lines[::2], strict=True))
+
+
+def camera(page: Any) -> list[float]:
+    script = (
+        "() => { const l = document.querySelector('.chf-plot').layout; return [...l.xaxis.range, ...l.yaxis.range]; }"
+    )
+    return [float(v) for v in page.evaluate(script)]
+
+
+def lasso(page: Any, points: list[tuple[float, float]]) -> None:
+    page.get_by_label("Select with a lasso").click()
+    box = page.locator(".chf-stage").bounding_box()
+    places = [(box["x"] + fx * box["width"], box["y"] + fy * box["height"]) for fx, fy in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+
+
+def picture(page: Any, name: str) -> Path:
+    OUTPUT.mkdir(exist_ok=True)
+    page.screenshot(path=OUTPUT / f"{name}.png")
+    return OUTPUT / f"{name}.png"
+
+
+def test_a_deep_link_on_a_fresh_server_opens_the_whole_app(visit: Any, server: str) -> None:
+    page = visit("/explore?colour=kind&detectors=knn-label")
+    assert page.get_by_text("the grain from the chaff").is_visible()
+    assert "colour=kind" in page.url
+    assert page.locator(".chf-legend").inner_text().startswith("True kind")
+    assert page.get_by_label("Neighbour labels").is_checked()
+    assert not page.get_by_label("Linear separation (LSA)").is_checked()
+
+
+def test_first_view_and_the_picture_in_the_readme(visit: Any) -> None:
+    page = visit()
+    shown = figures(page)
+    assert shown["samples"] == "12,000"
+    assert 3000 < int(shown["flagged"].replace(",", "")) < 8000
+    assert float(shown["recall"].rstrip("%")) > 80
+    assert page.locator(".chf-tile").count() == 40
+    page.wait_for_timeout(1500)  # the last thumbnails
+    shot = picture(page, "explore-light")
+    if os.environ.get("CHAFFINCH_SCREENSHOT"):
+        (ROOT / "assets" / "brand" / "explore.png").write_bytes(shot.read_bytes())
+
+
+def test_toggles_and_thresholds_keep_zoom_and_selection(visit: Any) -> None:
+    page = visit()
+    page.get_by_label("Zoom in").click()
+    page.wait_for_timeout(600)
+    lasso(page, [(0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8)])
+    page.wait_for_selector("text=selected")
+    settle(page)
+    near, before = camera(page), figures(page)
+    page.get_by_text("Neighbour labels", exact=True).click()
+    page.wait_for_selector(".st-key-cut-knn-label")
+    settle(page)
+    page.locator(".st-key-rule-lsa").get_by_text("budget", exact=True).click()
+    page.wait_for_selector(".st-key-budget-lsa")
+    page.locator(".st-key-budget-lsa").get_by_role("slider").focus()
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")
+    settle(page)
+    after = figures(page)
+    assert camera(page) == near
+    assert after["selected"] == before["selected"]
+    assert after["flagged"] != before["flagged"]
+    assert "lsa%40budget" in page.url or "lsa@budget" in page.url
+    again = visit(
+        "/" + page.url.partition("/explore")[2].lstrip("/")
+        if "/explore" in page.url
+        else page.url[page.url.index("?") - 1 :]
+    )
+    now = figures(again)
+    assert (now["flagged"], now["precision"]) == (after["flagged"], after["precision"])  # the link gives the same view
+
+
+def test_selection_fills_the_gallery_and_can_be_downloaded(visit: Any, tmp_path: Path) -> None:
+    page = visit()
+    lasso(page, [(0.1, 0.1), (0.5, 0.1), (0.5, 0.9), (0.1, 0.9)])
+    page.wait_for_selector("text=The selection")
+    settle(page)
+    selected = int(figures(page)["selected"].replace(",", ""))
+    assert 0 < selected < 12_000
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name=re.compile("CSV")).click()
+    waiting.value.save_as(tmp_path / "selection.csv")
+    table = pd.read_csv(tmp_path / "selection.csv")
+    assert len(table) == selected
+    assert {"id", "label", "kind", "lsa_score", "lsa_flag", "small-loss_suggestion"} <= set(table.columns)
+
+
+def test_a_thumbnail_opens_the_inspector_and_a_neighbour_leads_on(visit: Any) -> None:
+    page = visit()
+    page.locator(".chf-tile").nth(2).click()
+    page.wait_for_selector(".st-key-inspector .cf-bar")
+    settle(page)
+    inspector = page.locator(".st-key-inspector")
+    first = inspector.locator(".cf-facts").inner_text()
+    assert "True kind" in first
+    assert inspector.locator(".cf-bar").count() == 2
+    assert inspector.locator(".chf-tile").count() == 10
+    assert page.locator(".chf-focus").is_visible()
+    assert "sample=fw-" in page.url
+    page.wait_for_timeout(800)
+    picture(page, "inspector-light")
+    inspector.locator(".chf-tile").first.click()
+    page.wait_for_function(
+        "old => document.querySelector('.st-key-inspector .cf-facts')?.innerText !== old", arg=first, timeout=WAIT
+    )
+    settle(page)
+    inspector.get_by_role("button", name="Close").click()
+    page.wait_for_selector(".st-key-inspector", state="detached")
+    assert "sample=" not in page.url
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_and_dark(visit: Any, scheme: str) -> None:
+    page = visit(width=420, height=900, scheme=scheme)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 420
+    assert page.locator(".chf-map").bounding_box()["width"] <= 420
+    picture(page, f"narrow-{scheme}")
+    colour = page.evaluate("() => getComputedStyle(document.querySelector('.stApp')).backgroundColor")
+    bright = sum(int(v) for v in re.findall(r"\d+", colour)[:3]) > 382
+    assert bright == (scheme == "light")
+    wide = visit(scheme=scheme)
+    picture(wide, f"explore-{scheme}")
+
+
+def test_bad_input_is_a_message(visit: Any, browser: Any, server: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{server}/?dataset=arrays:/nowhere/none.npz")
+    page.wait_for_selector("text=cannot be read")
+    assert not page.get_by_text("Traceback").count()
+    page.close()

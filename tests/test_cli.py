@@ -1,0 +1,487 @@
+"""The command: what it prints, the codes it ends with, and what it leaves behind when it cannot go on."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chaffinch import __version__
+from chaffinch.base.files import asset
+from chaffinch.cli import Meter, clock, main
+from chaffinch.exports import read_table
+
+DETECTORS = {"lsa", "small-loss", "knn-label", "knn-distance", "confident-learning"}
+FIGURES = {
+    "auroc_ood", "auroc_mislabelled", "auroc_any", "auroc_ood_vs_mislabelled", "ap_ood", "ap_mislabelled", "ap_any",
+    "precision", "recall", "f1", "balanced_accuracy", "clean_kept", "flagged", "seconds",
+}  # fmt: skip
+TRAIN = [
+    "--epochs",
+    "2",
+    "--batch",
+    "16",
+    "--architecture",
+    "preact-resnet-8-16-32",
+    "--device",
+    "cpu",
+    "--name",
+    "toy",
+]
+
+
+@pytest.fixture
+def run(capsys):
+    """A function that runs the command and returns exit code, standard output and standard error."""
+
+    def call(*argv):
+        capsys.readouterr()
+        code = main([str(a) for a in argv])
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def document(run):
+    """A function that runs the command with --json and returns the one document it prints."""
+
+    def call(*argv):
+        code, out, _ = run(*argv, "--json")
+        assert code == 0
+        return json.loads(out)
+
+    return call
+
+
+@pytest.fixture
+def pictures_file(tmp_path, pictures):
+    o = pictures.observed
+    path = tmp_path / "pictures.npz"
+    np.savez(path, images=o.images, labels=o.labels, ids=o.ids, true_labels=pictures.truth.labels)
+    return path
+
+
+def command(*argv):
+    return subprocess.run(
+        [sys.executable, "-m", "chaffinch.cli", *map(str, argv)],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "CHAFFINCH_THREADS": "1"},
+    )  # fmt: skip
+
+
+class TestUsage:
+    def test_version(self, capsys):
+        with pytest.raises(SystemExit) as caught:
+            main(["--version"])
+        assert caught.value.code == 0
+        assert capsys.readouterr().out == f"chaffinch {__version__}\n"
+
+    @pytest.mark.parametrize(
+        "argv", [[], ["fly"], ["detect"], ["detect", "x", "--seed", "one"], ["embed", "x", "--map", "tsne"]]
+    )
+    def test_bad_usage(self, capsys, argv):
+        with pytest.raises(SystemExit) as caught:
+            main(argv)
+        assert caught.value.code == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("usage: chaffinch")
+
+    def test_as_a_process(self, arrays_file):
+        """Standard output is the document and nothing else, whatever libraries print."""
+        done = command("detect", f"arrays:{arrays_file()}", "--detector", "knn-label", "--json")
+        assert done.returncode == 0, done.stderr
+        assert set(json.loads(done.stdout)["detectors"]) == {"knn-label"}
+        assert "Warning" not in done.stderr
+
+    def test_bad_input_as_a_process(self, tmp_path):
+        done = command("detect", f"arrays:{tmp_path / 'none.npz'}")
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr == f"chaffinch: {tmp_path / 'none.npz'} does not exist\n"
+
+
+class TestMethods:
+    def test_json(self, document, save_encoder):
+        save_encoder("mine")
+        rows = document("methods")
+        assert isinstance(rows, list)
+        for row in rows:
+            assert list(row) == ["slug", "kind", "name", "paper", "arxiv", "year", "needs", "finds"]
+            assert isinstance(row["needs"], list)
+        found = {kind: {row["slug"] for row in rows if row["kind"] == kind} for kind in ("detector", "loss", "encoder")}
+        assert found["detector"] >= DETECTORS
+        assert found["loss"] >= {"simclr"}
+        assert found["encoder"] >= {"mine"}
+        by_slug = {(row["kind"], row["slug"]): row for row in rows}
+        assert len(by_slug) == len(rows)
+        assert by_slug["detector", "lsa"]["arxiv"] == "2407.05528"
+        assert by_slug["detector", "lsa"]["needs"] == ["features", "pred_probs"]
+        assert by_slug["detector", "lsa"]["finds"] == ["ood"]
+        assert by_slug["detector", "knn-label"]["needs"] == ["neighbors"]
+        assert by_slug["encoder", "mine"]["arxiv"] == by_slug["loss", "simclr"]["arxiv"]
+
+    def test_for_people(self, run):
+        code, out, err = run("methods")
+        assert (code, err) == (0, "")
+        assert "detector  lsa" in out
+        assert "[mislabelled, ood]" in out
+
+
+class TestDetect:
+    def test_json(self, document, arrays_file):
+        name = f"arrays:{arrays_file()}"
+        found = document("detect", name, "--detector", "all")
+        assert list(found) == ["dataset", "n", "detectors", "skipped"]
+        assert (found["dataset"], found["n"], found["skipped"]) == (name, 180, {})
+        assert set(found["detectors"]) >= DETECTORS
+        for figures in found["detectors"].values():
+            assert set(figures) == FIGURES
+        assert found["detectors"]["small-loss"]["auroc_mislabelled"] > 0.9
+        assert found["detectors"]["lsa"]["auroc_ood"] > 0.9
+
+    def test_the_command_says_what_the_study_says(self, document, blobs, tmp_path, arrays_file):
+        from chaffinch.study import Study
+        from chaffinch.workspace import Workspace
+
+        found = document("detect", f"arrays:{arrays_file()}", "--detector", "small-loss")["detectors"]["small-loss"]
+        study = Study(blobs, workspace=Workspace(tmp_path / "other"))
+        d = study.detect("small-loss")
+        expected = study.figures(d, d.flags())
+        assert {k: v for k, v in found.items() if k != "seconds"} == {
+            k: v for k, v in expected.items() if k != "seconds"
+        }
+
+    def test_without_truth(self, document, arrays_file):
+        found = document("detect", f"arrays:{arrays_file(truth=False)}", "--detector", "all")
+        assert {frozenset(figures) for figures in found["detectors"].values()} == {frozenset({"flagged", "seconds"})}
+
+    def test_truth_changes_no_flag(self, document, arrays_file):
+        one, other = (
+            document("detect", f"arrays:{arrays_file(f'{t}.npz', truth=t)}", "--detector", "all", "--workspace", w)
+            for t, w in ((True, arrays_file().parent / "w1"), (False, arrays_file().parent / "w2"))
+        )
+        for slug in DETECTORS:
+            assert one["detectors"][slug]["flagged"] == other["detectors"][slug]["flagged"]
+
+    def test_what_lacks_evidence_is_skipped(self, document, arrays_file):
+        p = np.random.default_rng(0).dirichlet(np.ones(3), 180)
+        found = document("detect", f"arrays:{arrays_file(features=None, pred_probs=p)}", "--detector", "all")
+        assert {"small-loss", "confident-learning"} <= set(found["detectors"])
+        assert {"lsa", "knn-label", "knn-distance"} <= set(found["skipped"])
+        assert found["skipped"]["lsa"].startswith("lsa needs features, which is not there")
+
+    def test_default_detectors_and_table(self, run, arrays_file):
+        code, out, err = run("detect", f"arrays:{arrays_file()}")
+        assert code == 0
+        lines = out.splitlines()
+        assert lines[0].endswith("blobs.npz: 180 samples, encoder features")
+        assert lines[1].split()[:2] == ["detector", "auroc_ood"]
+        assert [line.split()[0] for line in lines[2:4]] == ["lsa", "small-loss"]
+        assert "detectors 100.0%" in err
+
+    def test_quiet(self, run, arrays_file):
+        code, out, err = run("detect", f"arrays:{arrays_file(truth=False)}", "--quiet")
+        assert (code, err) == (0, "")
+        assert out.splitlines()[1].split() == ["detector", "flagged"]
+
+    def test_cuts(self, document, arrays_file):
+        name = f"arrays:{arrays_file()}"
+        found = document("detect", name, "--detector", "lsa@budget=0.2", "--detector", "knn-label@score=0.35")[
+            "detectors"
+        ]
+        assert found["lsa"]["flagged"] == 36
+        table = document("detect", name, "--detector", "knn-label@score=0.95")["detectors"]
+        assert table["knn-label"]["flagged"] < found["knn-label"]["flagged"]
+        assert document("detect", name, "--detector", "lsa")["detectors"]["lsa"]["flagged"] != 36
+        everything = document("detect", name, "--detector", "all", "--detector", "lsa@budget=0.2")["detectors"]
+        assert set(everything) >= DETECTORS
+        assert everything["lsa"]["flagged"] == 36
+
+    @pytest.mark.parametrize("ending", [".parquet", ".csv"])
+    def test_out(self, document, arrays_file, blobs, tmp_path, ending):
+        ids = np.array([*(f"b{i:03d}" for i in range(177)), "=SUM(A1)", "-1", "naïve\n雀"])
+        path = arrays_file(ids=ids)
+        out = tmp_path / f"deep/flags{ending}"
+        found = document(
+            "detect", f"arrays:{path}", "--detector", "small-loss@budget=0.1", "--detector", "lsa", "--out", out
+        )
+        table = read_table(out)
+        assert list(table) == [
+            "id", "label", "true_label", "kind",
+            "small-loss_score", "small-loss_flag", "small-loss_suggestion", "lsa_score", "lsa_flag",
+        ]  # fmt: skip
+        assert table["id"].tolist() == ids.tolist()
+        assert table["label"].tolist() == [blobs.observed.classes[y] for y in blobs.observed.labels]
+        assert table["small-loss_flag"].sum() == found["detectors"]["small-loss"]["flagged"] == 18
+        assert table["lsa_flag"].sum() == found["detectors"]["lsa"]["flagged"]
+        assert table["small-loss_score"][table["small-loss_flag"]].min() >= table["small-loss_score"].nlargest(18).min()
+        if ending == ".parquet":
+            assert pd.read_parquet(out)["id"].tolist() == ids.tolist()
+        else:
+            assert "'=SUM(A1)" in out.read_text(encoding="utf-8")
+
+    def test_second_run_takes_the_stored_result(self, document, arrays_file, home):
+        name = f"arrays:{arrays_file()}"
+        first = document("detect", name, "--detector", "all")
+        stored = {p: p.stat().st_mtime_ns for p in home.rglob("*.npz")}
+        assert len(stored) >= 7
+        assert document("detect", name, "--detector", "all") == first, "to the second that it took"
+        assert {p: p.stat().st_mtime_ns for p in home.rglob("*.npz")} == stored
+
+    def test_workspace_option(self, document, arrays_file, home, tmp_path):
+        document("detect", f"arrays:{arrays_file()}", "--workspace", tmp_path / "w")
+        assert list((tmp_path / "w" / "results").iterdir())
+        assert not list(home.iterdir())
+
+    def test_pictures_through_an_encoder(self, document, pictures_file, save_encoder):
+        save_encoder()
+        found = document("detect", f"arrays:{pictures_file}", "--encoder", "tiny", "--detector", "all")
+        assert set(found["detectors"]) >= DETECTORS
+
+
+def nan_features(arrays_file, blobs):
+    features = blobs.observed.features.copy()
+    features[41, 3] = np.nan
+    return arrays_file(features=features)
+
+
+def truncated(arrays_file, blobs):
+    path = arrays_file()
+    path.write_bytes(path.read_bytes()[:-500])
+    return path
+
+
+BAD = {
+    "missing file": (lambda f, b: f().parent / "none.npz", [], "none.npz does not exist"),
+    "not an archive": (lambda f, b: __file__, [], "test_cli.py cannot be read as an .npz archive"),
+    "truncated": (truncated, [], "blobs.npz cannot be read as an .npz archive"),
+    "NaN": (nan_features, [], "blobs.npz: features: row 41 holds NaN or infinity (1 rows do)"),
+    "no labels": (lambda f, b: f(labels=None), [], "blobs.npz: key 'labels' is missing"),
+    "empty": (lambda f, b: f(rows=slice(0, 0)), [], "the dataset is empty"),
+    "one class": (lambda f, b: f(labels=np.zeros(180, int)), [], "only one class is present"),
+    "few samples": (
+        lambda f, b: f(rows=slice(0, 8)), ["--detector", "knn-label"],
+        "knn-label needs 10 neighbours of each sample, there are 7 (the dataset has 8 samples)",
+    ),
+    "constant losses": (
+        lambda f, b: f(pred_probs=np.full((180, 3), 1 / 3)), ["--detector", "small-loss"],
+        "all 180 losses are equal",
+    ),
+    "no evidence": (
+        lambda f, b: f(features=None, pred_probs=np.full((180, 3), 1 / 3)), ["--detector", "lsa"],
+        "lsa needs features, which is not there",
+    ),
+    "nothing to look at": (
+        lambda f, b: f(features=None, images=np.zeros((180, 8, 8), np.uint8)),
+        ["--encoder", "features", "--detector", "all"], "features",
+    ),
+    "cut flags all": (lambda f, b: f(), ["--detector", "lsa@budget=1"], "this cut flags all 180 samples"),
+    "score flags all": (lambda f, b: f(), ["--detector", "lsa@score=-1e9"], "this cut flags all 180 samples"),
+    "budget": (lambda f, b: f(), ["--detector", "lsa@budget=1.2"], "budget must be a share between 0 and 1, got 1.2"),
+    "cut": (lambda f, b: f(), ["--detector", "lsa@share=1"], "'lsa@share=1': write DETECTOR"),
+    "detector": (lambda f, b: f(), ["--detector", "smalloss"], "called 'smalloss'; did you mean small-loss?"),
+    "seed": (lambda f, b: f(), ["--seed", "-1"], "seed must be 0 to 4294967295, got -1"),
+    "encoder": (
+        lambda f, b: f(images=np.zeros((180, 8, 8), np.uint8)), ["--encoder", "simklr"],
+        "there is no encoder called 'simklr'",
+    ),
+}  # fmt: skip
+
+
+class TestBadInput:
+    def refused(self, result, message, out):
+        code, stdout, stderr = result
+        assert code == 2
+        assert stdout == ""
+        assert message in stderr
+        assert stderr.splitlines()[-1].startswith("chaffinch: ")
+        assert "Traceback" not in stderr
+        assert not out.exists()
+
+    @pytest.mark.parametrize("case", BAD)
+    def test_dataset_and_options(self, run, arrays_file, blobs, tmp_path, case):
+        make, options, message = BAD[case]
+        out = tmp_path / "out" / "flags.csv"
+        result = run("detect", f"arrays:{make(arrays_file, blobs)}", *options, "--json", "--out", out)
+        self.refused(result, message, out.parent)
+
+    @pytest.mark.parametrize("name", ["flags.xlsx", "flags", "flags.json"])
+    def test_out_ending_is_refused_before_any_work(self, run, arrays_file, tmp_path, home, name):
+        result = run("detect", f"arrays:{arrays_file()}", "--out", tmp_path / name)
+        self.refused(result, f"{name}: the file name must end in .parquet or .csv", tmp_path / name)
+        assert not list(home.iterdir())
+
+    def test_out_that_cannot_be_written(self, run, arrays_file, tmp_path):
+        out = arrays_file() / "flags.csv"
+        self.refused(run("detect", f"arrays:{arrays_file()}", "--out", out), "flags.csv cannot be written", out)
+
+    def test_workspace_that_cannot_be_written(self, run, arrays_file, monkeypatch, tmp_path):
+        monkeypatch.setenv("CHAFFINCH_HOME", str(arrays_file()))
+        result = run("detect", f"arrays:{arrays_file()}", "--out", tmp_path / "flags.csv")
+        self.refused(result, "set CHAFFINCH_HOME to another", tmp_path / "flags.csv")
+
+    def test_unknown_dataset(self, run, tmp_path):
+        self.refused(run("detect", "cifar"), "unknown dataset 'cifar'", tmp_path / "x")
+        self.refused(run("embed", "fashion-web:noise=2"), "fashion-web: noise", tmp_path / "x")
+
+    def test_damaged_encoder(self, run, pictures_file, save_encoder, tmp_path):
+        path = save_encoder()
+        path.write_bytes(path.read_bytes()[:-9])
+        result = run("detect", f"arrays:{pictures_file}", "--encoder", "tiny", "--out", tmp_path / "f.csv")
+        self.refused(result, "tiny.safetensors is damaged", tmp_path / "f.csv")
+
+    @pytest.fixture
+    def pool(self, tmp_path, monkeypatch):
+        """A copy of the bundled pool to damage."""
+        copy = tmp_path / "assets" / "fashion-web"
+        shutil.copytree(asset("fashion-web"), copy)
+        monkeypatch.setenv("CHAFFINCH_ASSETS", str(tmp_path / "assets"))
+        return copy
+
+    def test_damaged_pool(self, run, pool, tmp_path):
+        raw = bytearray((pool / "pool.npz").read_bytes())
+        raw[len(raw) // 2] ^= 1
+        (pool / "pool.npz").write_bytes(raw)
+        result = run("detect", "fashion-web", "--json", "--out", tmp_path / "flags.csv")
+        self.refused(result, "pool.npz is damaged: its SHA-256 is", tmp_path / "flags.csv")
+
+    @pytest.mark.parametrize("name", ["pool.npz", "pool.json"])
+    def test_missing_pool(self, run, pool, tmp_path, name):
+        (pool / name).unlink()
+        self.refused(run("detect", "fashion-web", "--json"), f"{name} is missing", tmp_path / "x")
+
+    def test_failure_that_is_nobodys_fault(self, run, arrays_file, monkeypatch):
+        def fail(*args, **options):
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr("chaffinch.study.run_detectors", fail)
+        code, out, err = run("detect", f"arrays:{arrays_file()}", "--quiet")
+        assert (code, out, err) == (1, "", "chaffinch: [Errno 5] Input/output error\n")
+
+
+class TestEmbed:
+    def test_features_of_the_data(self, run, arrays_file, home):
+        code, out, err = run("embed", f"arrays:{arrays_file()}", "--map", "pca")
+        assert code == 0
+        assert f"features and pca map are in {home} (trustworthiness 0." in out
+        assert [p.name.partition("-")[0] for p in (home / "results").iterdir()] == ["map"]
+
+    def test_few_samples(self, run, arrays_file):
+        assert run("embed", f"arrays:{arrays_file(rows=slice(0, 40))}")[0] == 0
+
+    def test_pictures(self, run, pictures_file, save_encoder, home, tmp_path):
+        save_encoder()
+        options = ("--encoder", "tiny", "--map", "pca", "--ship", tmp_path / "ship", "--job", "j1")
+        assert run("embed", f"arrays:{pictures_file}", *options)[0] == 0
+        steps = [p.name.partition("-")[0] for p in sorted((home / "results").iterdir())]
+        assert steps == ["features", "map"]
+        shipped = sorted(p.name for p in (tmp_path / "ship").iterdir())
+        assert shipped == sorted(p.name for p in (home / "results").iterdir())
+        for name in shipped:
+            with np.load(tmp_path / "ship" / name) as one, np.load(home / "results" / name) as other:
+                assert one.files == other.files
+                np.testing.assert_array_equal(one[one.files[0]], other[one.files[0]])
+        assert json.loads((home / "notes" / "j1.json").read_text()) == {"done": True}
+
+    def test_a_job_that_fails_says_why(self, run, arrays_file, home):
+        path = arrays_file(features=None, pred_probs=np.full((180, 3), 1 / 3))
+        code, out, err = run("embed", f"arrays:{path}", "--map", "pca", "--job", "j2")
+        assert (code, out) == (2, "")
+        error = json.loads((home / "notes" / "j2.json").read_text())["error"]
+        assert "has neither pictures nor features" in error
+        assert error in err
+
+
+class TestTrainEncoder:
+    def test_train_and_use(self, run, document, pictures_file, home):
+        code, out, err = run("train-encoder", f"arrays:{pictures_file}", *TRAIN)
+        assert code == 0
+        weights = home / "encoders" / "toy.safetensors"
+        assert out == f"trained: {weights}\n"
+        assert weights.is_file()
+        assert "epoch 1 of 2 100.0%" in err
+        assert "epoch 2 of 2 100.0%" in err
+        card = json.loads(weights.with_suffix(".json").read_text())
+        assert (card["epochs"], card["batch"], card["dataset"]) == (2, 16, f"arrays:{pictures_file}")
+        found = document("detect", f"arrays:{pictures_file}", "--encoder", "toy", "--detector", "knn-label")
+        assert found["n"] == 60
+
+    def test_stopped_and_resumed(self, run, pictures_file, tmp_path, monkeypatch):
+        from chaffinch.encoders import train as module
+
+        real, unbroken, broken = module.train_encoder, tmp_path / "unbroken", tmp_path / "broken"
+        argv = ("train-encoder", f"arrays:{pictures_file}", *TRAIN, "--out")
+        assert run(*argv, unbroken)[0] == 0
+
+        def stopped(*args):
+            for step, progress in enumerate(real(*args)):
+                if step == 4:  # three steps an epoch: in the middle of the second
+                    raise KeyboardInterrupt
+                yield progress
+
+        monkeypatch.setattr(module, "train_encoder", stopped)
+        code, out, err = run(*argv, broken)
+        assert (code, out) == (1, "")
+        assert f"stopped; the same command goes on from the last whole epoch in {broken}" in err
+        assert [p.name for p in broken.iterdir()] == ["toy.partial.safetensors"]
+
+        monkeypatch.setattr(module, "train_encoder", real)
+        code, out, err = run(*argv, broken)
+        assert (code, out) == (0, f"trained: {broken / 'toy'}.safetensors\n")
+        assert "epoch 2 of 2" in err
+        assert "epoch 1 of 2" not in err
+        assert sorted(p.name for p in broken.iterdir()) == ["toy.json", "toy.safetensors"]
+        assert (broken / "toy.safetensors").read_bytes() == (unbroken / "toy.safetensors").read_bytes()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--loss", "simclrr"], "no loss called 'simclrr'; did you mean simclr?"),
+            (["--architecture", "resnet-50"], "unknown architecture 'resnet-50'"),
+            (["--epochs", "0"], "at least one epoch, got 0"),
+            (["--batch", "1"], "at least two pictures in a batch, got 1"),
+            (["--seed", "-1"], "seed must be 0 to 4294967295, got -1"),
+            (["--device", "abacus"], "device 'abacus' is not available"),
+        ],
+    )
+    def test_bad_options(self, run, pictures_file, tmp_path, options, message):
+        argv = ("train-encoder", f"arrays:{pictures_file}", *TRAIN, *options, "--out", tmp_path / "e")
+        code, out, err = run(*argv)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert not list((tmp_path / "e").glob("*"))
+
+    def test_no_pictures(self, run, arrays_file):
+        code, out, err = run("train-encoder", f"arrays:{arrays_file()}", *TRAIN)
+        assert (code, out) == (2, "")
+        assert "blobs.npz has no pictures to train an encoder on" in err
+
+    def test_out_that_cannot_be_written(self, run, pictures_file):
+        code, out, err = run("train-encoder", f"arrays:{pictures_file}", *TRAIN, "--out", pictures_file / "e")
+        assert (code, out) == (2, "")
+        assert "pictures.npz/e cannot be written" in err
+
+
+def test_stopped_anywhere(run, arrays_file, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chaffinch.study.run_detectors", stop)
+    assert run("detect", f"arrays:{arrays_file()}", "--quiet") == (1, "", "\nchaffinch: stopped\n")
+
+
+def test_meter_says_each_tenth_once(capsys):
+    meter = Meter()
+    for i in range(1001):
+        meter("counting", i / 1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert 10 <= len(lines) <= 12
+    assert lines[-1] == "counting 100.0%"
+    meter("again", 0.05, left=187, detail=", loss 1")
+    assert capsys.readouterr().err == "again   5.0%, loss 1, 3:07 left\n"
+    assert clock(59.9) == "0:59"

@@ -1,0 +1,274 @@
+"""What a page shows: votes, orders, colours, one sample in detail, the strip of counts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chaffinch.card import KINDS
+from chaffinch.data import NoisyDataset
+from chaffinch.figures import palette
+from chaffinch.spec import Cut
+from chaffinch.study import Detection, Study
+from chaffinch.views import colouring, gallery_order, inspect, summary, suspicion, thin, vote
+
+
+def toy(slug, scores, own=None, suggestions=None):
+    scores = np.asarray(scores, float)
+    flags = scores > 0.5 if own is None else np.asarray(own, bool)
+    return Detection(slug, scores, flags, None if suggestions is None else np.asarray(suggestions), {}, 0.0)
+
+
+A = toy("a", [0.9, 0.8, 0.1, 0.0, 0.7])
+B = toy("b", [5, 1, 4, 0, 2], own=[1, 0, 1, 0, 0])
+
+
+@pytest.fixture
+def study(blobs, workspace):
+    return Study(blobs, workspace=workspace)
+
+
+@pytest.fixture
+def detections(study):
+    return [study.detect("lsa"), study.detect("knn-label")]
+
+
+class TestVote:
+    def test_counts(self):
+        votes = vote(5, [A, B], [])
+        assert votes.flags["a"].tolist() == [True, True, False, False, True]
+        assert votes.flags["b"].tolist() == [True, False, True, False, False]
+        assert votes.count.tolist() == [2, 1, 1, 0, 1]
+        assert votes.flagged.tolist() == [True, True, True, False, True]
+        assert votes.problems == {}
+
+    @pytest.mark.parametrize(("least", "flagged"), [(0, 4), (1, 4), (2, 1), (3, 1), (99, 1)])
+    def test_least(self, least, flagged):
+        """More votes than detectors are as many as there are; a sample that nobody flags is never flagged."""
+        assert vote(5, [A, B], [], least).flagged.sum() == flagged
+
+    def test_no_detector(self):
+        votes = vote(5, [], [], 2)
+        assert votes.count.tolist() == [0] * 5
+        assert not votes.flagged.any()
+        assert votes.flags == votes.problems == {}
+
+    def test_cuts(self):
+        votes = vote(5, [A, B], [Cut("a", budget=0.2), Cut("b", score=1.5), Cut("c", budget=1)])
+        assert votes.flags["a"].tolist() == [True, False, False, False, False]
+        assert votes.flags["b"].tolist() == [True, False, True, False, True]
+
+    @pytest.mark.parametrize("cut", [Cut("a", budget=1), Cut("a", score=-1), Cut("a", budget=3)])
+    def test_a_cut_that_cannot_be_used_is_reported(self, cut):
+        votes = vote(5, [A, B], [cut])
+        assert set(votes.problems) == {"a"}
+        assert "flags all 5 samples" in votes.problems["a"] or "between 0 and 1, got 3" in votes.problems["a"]
+        np.testing.assert_array_equal(votes.flags["a"], A.own)
+        np.testing.assert_array_equal(votes.count, vote(5, [A, B], []).count)
+
+
+def test_suspicion_is_the_mean_rank():
+    assert suspicion([A], 5).tolist() == [1, 0.75, 0.25, 0, 0.5]
+    assert suspicion([A, B], 5).tolist() == [1, 0.5, 0.5, 0, 0.5]
+    assert suspicion([A, replace(B, scores=B.scores * 1e6 - 7)], 5).tolist() == suspicion([A, B], 5).tolist()
+    assert suspicion([], 3).tolist() == [0, 0, 0]
+
+
+class TestGalleryOrder:
+    def order(self, study, detections, show, label="", within=None, cuts=()):
+        votes = vote(len(study), detections, cuts)
+        return votes, gallery_order(study, detections, votes, show=show, label=label, within=within)
+
+    def test_suspicious(self, study, detections):
+        _, order = self.order(study, detections, "suspicious")
+        assert sorted(order) == list(range(180))
+        score = suspicion(detections, 180)[order]
+        assert (np.diff(score) <= 0).all()
+        assert study.truth.kind[order[:15]].astype(bool).mean() > 0.8
+
+    def test_trusted(self, study, detections):
+        _, order = self.order(study, detections, "trusted")
+        assert (np.diff(suspicion(detections, 180)[order]) >= 0).all()
+        assert study.truth.kind[order[:15]].astype(bool).mean() < 0.2
+
+    def test_flagged(self, study, detections):
+        votes, order = self.order(study, detections, "flagged")
+        assert set(order) == set(np.flatnonzero(votes.flagged))
+        assert (np.diff(suspicion(detections, 180)[order]) <= 0).all()
+
+    def test_random(self, study, detections):
+        _, order = self.order(study, detections, "random")
+        assert sorted(order) == list(range(180))
+        np.testing.assert_array_equal(order, self.order(study, [], "random")[1])
+        other = Study(study.dataset, workspace=study.workspace, seed=1)
+        assert (self.order(other, [], "random")[1] != order).any()
+
+    @pytest.mark.parametrize("show", ["suspicious", "trusted", "flagged", "random"])
+    def test_label_and_selection(self, study, detections, show):
+        """A filter takes samples out; it never changes the order of the rest."""
+        within = np.zeros(180, bool)
+        within[20:120] = True
+        before = within.copy()
+        _, all_of_them = self.order(study, detections, show)
+        bees = study.observed.labels == 1
+        for label, selection, keep in [
+            ("bee", None, bees), ("", within, within), ("bee", within, bees & within),
+            ("wasp", None, np.ones(180, bool)),
+            ("", np.zeros(180, bool), np.zeros(180, bool)),
+        ]:  # fmt: skip
+            _, order = self.order(study, detections, show, label, selection)
+            assert order.tolist() == [i for i in all_of_them if keep[i]]
+        np.testing.assert_array_equal(within, before)
+
+    def test_ties_are_broken_by_position(self, study):
+        same = toy("same", np.zeros(180), own=np.arange(180) % 2)
+        assert self.order(study, [same], "suspicious")[1].tolist() == list(range(180))
+        assert self.order(study, [same], "flagged")[1].tolist() == list(range(1, 180, 2))
+
+    def test_no_detector(self, study):
+        assert self.order(study, [], "suspicious")[1].tolist() == list(range(180))
+        assert self.order(study, [], "flagged")[1].tolist() == []
+
+
+class TestColouring:
+    def colours(self, study, detections, by):
+        c = colouring(study, detections, vote(len(study), detections, []), by)
+        assert c.values.shape == (len(study),)
+        assert c.title
+        if c.names:
+            assert len(c.names) == len(c.colours)
+            assert set(c.values) <= set(range(len(c.names)))
+        return c
+
+    def test_given(self, study, detections):
+        c = self.colours(study, detections, "given")
+        np.testing.assert_array_equal(c.values, study.observed.labels)
+        assert c.names == ("ant", "bee", "cat")
+        assert c.colours == palette.class_colours(3)
+
+    def test_kind(self, study, detections):
+        c = self.colours(study, detections, "kind")
+        np.testing.assert_array_equal(c.values, study.truth.kind)
+        assert c.names == KINDS
+        assert c.colours == tuple(palette.KIND_COLOURS[kind] for kind in KINDS)
+
+    def test_kind_without_truth_is_given(self, study, detections):
+        blind = Study(replace(study.dataset, truth=None), workspace=study.workspace)
+        assert self.colours(blind, detections, "kind").names == ("ant", "bee", "cat")
+
+    def test_votes(self, study, detections):
+        c = self.colours(study, detections, "votes")
+        np.testing.assert_array_equal(c.values, vote(180, detections, []).count)
+        assert c.names == ("not flagged", "flagged by 1", "flagged by 2")
+        assert c.colours == palette.VOTES[:3]
+        many = [toy(f"d{i}", np.arange(180), own=np.arange(180) > i) for i in range(9)]
+        assert self.colours(study, many, "votes").colours[-1] == palette.VOTES[-1]
+
+    def test_detector(self, study, detections):
+        c = self.colours(study, detections, "knn-label")
+        np.testing.assert_array_equal(c.values, detections[1].ranks)
+        assert c.names == ()
+        assert c.colours == palette.SUSPICION
+        assert "knn-label" in c.title
+
+    def test_a_detector_that_is_off_is_given(self, study, detections):
+        assert self.colours(study, detections, "small-loss").names == ("ant", "bee", "cat")
+
+
+class TestInspect:
+    def test_contents(self, study, detections):
+        votes = vote(180, detections, [Cut("lsa", budget=0.3)])
+        for position in (0, 57, 179):
+            found = inspect(study, position, detections, votes)
+            o, truth = study.observed, study.truth
+            assert (found.position, found.id) == (position, f"b{position:03d}")
+            assert found.given == o.classes[o.labels[position]]
+            assert found.kind == KINDS[truth.kind[position]]
+            for reading, d in zip(found.readings, detections, strict=True):
+                assert (reading.slug, reading.score) == (d.slug, d.scores[position])
+                assert reading.rank == d.ranks[position]
+                assert reading.flagged == votes.flags[d.slug][position]
+            assert found.readings[0].suggestion is None
+            assert found.readings[1].suggestion == o.classes[detections[1].suggestions[position]]
+            near = study.evidence.neighbors
+            assert [j for j, _, _ in found.neighbours] == near.indices[position, :10].tolist()
+            assert [label for _, label, _ in found.neighbours] == [
+                o.classes[o.labels[j]] for j, _, _ in found.neighbours
+            ]
+            similarity = [s for _, _, s in found.neighbours]
+            assert similarity == sorted(similarity, reverse=True)
+            assert position not in [j for j, _, _ in found.neighbours]
+
+    def test_truth_of_each_kind(self, study):
+        votes = vote(180, [], [])
+        for code, kind in enumerate(KINDS):
+            found = inspect(study, int(np.flatnonzero(study.truth.kind == code)[0]), [], votes)
+            assert found.kind == kind
+            assert (found.true == found.given) == (kind == "clean")
+            assert (found.true == "none (out-of-distribution)") == (kind == "ood")
+
+    def test_without_truth_and_features(self, study, workspace):
+        p = np.random.default_rng(0).dirichlet(np.ones(3), 180)
+        bare = NoisyDataset("bare", replace(study.observed, features=None, pred_probs=p))
+        other = Study(bare, workspace=workspace)
+        found = inspect(other, 3, [other.detect("small-loss")], vote(180, [other.detect("small-loss")], []))
+        assert found.true is None
+        assert found.kind is None
+        assert found.neighbours == ()
+        assert found.readings[0].suggestion in other.observed.classes
+
+    def test_fewer_neighbours_than_asked_for(self, study, workspace):
+        o = study.observed
+        few = NoisyDataset("few", replace(o, labels=o.labels[:5], ids=o.ids[:5], features=o.features[:5]))
+        assert len(inspect(Study(few, workspace=workspace), 0, [], vote(5, [], [])).neighbours) == 4
+        assert len(inspect(study, 0, [], vote(180, [], []), k=3).neighbours) == 3
+
+
+class TestSummary:
+    def test_with_truth(self, study):
+        noisy = study.truth.kind > 0
+        flags = noisy.copy()
+        flags[np.flatnonzero(noisy)[:10]] = False
+        flags[np.flatnonzero(~noisy)[:5]] = True
+        d = toy("d", flags)
+        out = summary(study, vote(180, [d], []), None)
+        assert out == {
+            "samples": 180, "flagged": 25, "precision": 0.8, "recall": pytest.approx(2 / 3),
+            "f1": pytest.approx(40 / 55), "clean_kept": pytest.approx(145 / 150),
+        }  # fmt: skip
+
+    def test_selection(self, study, detections):
+        within = np.arange(180) < 7
+        votes = vote(180, detections, [])
+        assert summary(study, votes, within) == {**summary(study, votes, None), "selected": 7}
+
+    def test_without_truth_or_detectors(self, study, detections):
+        blind = Study(replace(study.dataset, truth=None), workspace=study.workspace)
+        assert set(summary(blind, vote(180, detections, []), None)) == {"samples", "flagged"}
+        assert summary(study, vote(180, [], []), None) == {"samples": 180, "flagged": 0}
+
+
+class TestThin:
+    def test_all_can_be_sent(self):
+        assert thin(np.zeros(10, bool), 10) is None
+
+    @given(st.lists(st.booleans(), min_size=2, max_size=60), st.data())
+    def test_keeps_all_flagged(self, flagged, data):
+        flagged = np.array(flagged)
+        most = data.draw(st.integers(1, len(flagged) - 1))
+        kept = thin(flagged, most)
+        assert len(kept) == most
+        assert (np.diff(kept) > 0).all()
+        if flagged.sum() <= most:
+            assert set(np.flatnonzero(flagged)) <= set(kept)
+        else:
+            assert flagged[kept].all()
+
+    def test_the_rest_is_a_seeded_sample(self):
+        flagged = np.arange(1000) < 100
+        one, again, other = thin(flagged, 300), thin(flagged, 300), thin(flagged, 300, seed=1)
+        np.testing.assert_array_equal(one, again)
+        assert (one != other).any()
+        assert 450 < one[100:].mean() < 650, "from all over the dataset"
