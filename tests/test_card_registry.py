@@ -124,7 +124,7 @@ def test_broken_module_fails_loudly(plant):
 
 def test_two_classes_with_one_slug(plant):
     plant("planted_twin", SOURCE.format(name="Twin", slug="simclr"))
-    with pytest.raises(TypeError, match=r"two losss? are called 'simclr': .*simclr and .*planted_twin"):
+    with pytest.raises(TypeError, match=r"two methods of kind loss are called 'simclr': .*simclr and .*planted_twin"):
         registry.methods("loss")
 
 

@@ -12,7 +12,9 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path):
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
     outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
     assert sum("application/vnd.plotly.v1+json" in out.get("data", {}) for out in outputs) >= 3
     assert not any(out.output_type == "error" for out in outputs)
@@ -22,4 +24,6 @@ def test_there_are_notebooks_and_they_carry_no_output():
     assert NOTEBOOKS
     for path in NOTEBOOKS:
         notebook = nbformat.read(path, as_version=4)
-        assert all(not cell.outputs for cell in notebook.cells if cell.cell_type == "code"), f"clear the outputs of {path.name}"
+        assert all(not cell.outputs for cell in notebook.cells if cell.cell_type == "code"), (
+            f"clear the outputs of {path.name}"
+        )

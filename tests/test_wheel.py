@@ -38,9 +38,7 @@ def test_wheel_works_from_another_folder(wheel: Path, tmp_path: Path):
         "print(len(chaffinch.open_dataset('fashion-web:n=50'))); print((bundle_dir() / 'app.py').is_file());"
         "chaffinch.cli.main(['methods'])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith(str(site))

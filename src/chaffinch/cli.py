@@ -202,7 +202,8 @@ def _train_encoder(args: argparse.Namespace) -> int:
         augment=Augment(flip=0.0 if args.no_flip else 0.5),
     )  # fmt: skip
     check_seed(args.seed)
-    name = args.name or args.loss
+    dataset = open_dataset(args.dataset)
+    name = args.name or (args.loss if args.out else f"{args.loss}-{dataset.digest[:8]}")
     folder = Path(args.out) if args.out else Workspace(args.workspace).folder("encoders")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -210,7 +211,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
         raise InputError(f"--out {folder} cannot be written: {error.strerror}") from error
     meter = Meter(args.quiet)
     try:
-        for p in train_encoder(open_dataset(args.dataset), recipe, folder, name):
+        for p in train_encoder(dataset, recipe, folder, name):
             meter(
                 f"epoch {p.epoch + 1} of {p.epochs}",
                 p.share,
@@ -315,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--architecture", default="preact-resnet-32-64-128")
     train.add_argument("--no-flip", action="store_true", help="no horizontal flips (for digits and text)")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    train.add_argument("--name", help="of the encoder (default: the loss)")
+    train.add_argument("--name", help="of the encoder (default: the loss and the dataset's key)")
     train.add_argument("--out", metavar="DIR", help="folder of the checkpoint (default: the workspace)")
     train.set_defaults(run=_train_encoder)
 

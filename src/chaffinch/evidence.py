@@ -51,20 +51,18 @@ class Evidence:
         k: int = K,
         remember: Remember = _forget,
     ) -> None:
-        self.observed, self.features, self.seed, self.k, self._remember = (
-            observed,
-            features,
-            seed,
-            k,
-            remember,
-        )
+        self.observed, self.features, self.seed, self.k = observed, features, seed, k
+        self._remember = remember
+        self._neighbors: Neighbors | None = None
 
-    @cached_property
+    @property
     def neighbors(self) -> Neighbors:
         """Cosine neighbours, at most ``k`` of each sample."""
-        features = self._features("neighbors")
-        found = self._remember(f"neighbors-{self.k}", lambda: vars(nearest(features, self.k)))
-        return Neighbors(**found)
+        if self._neighbors is None:
+            features = self._features("neighbors")
+            found = self._remember(f"neighbors-{self.k}", lambda: vars(nearest(features, self.k)))
+            self._neighbors = Neighbors(**found)
+        return self._neighbors
 
     @cached_property
     def probe(self) -> Probe:
@@ -96,12 +94,16 @@ class Evidence:
         return self.probe.head
 
     def gather(self, detector: Any) -> dict[str, Any]:
-        """The arguments of ``fit`` for a detector class: X, y and the pieces it names.
+        """The arguments of ``fit`` for a detector (or its class): X, y and the pieces it names.
 
         Raises:
             MissingEvidence: a piece is not there and cannot be computed.
         """
         slug, arguments = detector.card.slug, {"X": self.features, "y": self.observed.labels}
+        if getattr(detector, "k", 0) > self.k:  # more neighbours than usual: find them once, for everyone
+            self.k, self._neighbors = detector.k, None
+        if getattr(detector, "k", 0) > self.k:  # asked for more neighbours than usual: find them once, for everyone
+            self.k, self._neighbors = detector.k, None
         for piece in detector.needs():
             if piece == "features":
                 if self.features is None:

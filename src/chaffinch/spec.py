@@ -31,6 +31,10 @@ class Cut:
     budget: float | None = None
     score: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.score is not None:
+            raise InputError(f"{self.detector}: give a budget or a score, not both")
+
     @classmethod
     def parse(cls, text: str) -> Cut:
         """Read the spelling.

@@ -209,7 +209,7 @@ class Study:
         Raises:
             InputError: no such detector or parameter, missing evidence, or data it cannot work on.
         """
-        detector = self._detector(slug, parameters)
+        detector = self.detector(slug, parameters)
         key = self._detection_key(detector)
 
         def make() -> Arrays:
@@ -240,10 +240,16 @@ class Study:
 
     def knows(self, slug: str) -> bool:
         """Can the detector's result (with default parameters) be had without computing it?"""
-        key = self._detection_key(self._detector(slug, {}))
+        key = self._detection_key(self.detector(slug, {}))
         return key in self._detections or self.workspace.find("detect", key) is not None
 
-    def _detector(self, slug: str, parameters: dict[str, Any]) -> Any:
+    def detector(self, slug: str, parameters: dict[str, Any] | None = None) -> Any:
+        """A detector with these parameters, not fitted; the study's seed unless they name one.
+
+        Raises:
+            InputError: no such detector or parameter; the message names the ones there are.
+        """
+        parameters = parameters or {}
         try:
             cls = registry.get("detector", slug)
         except KeyError as error:
@@ -371,6 +377,8 @@ def run_detectors(
         InputError: a detector cannot run and ``skip`` is False.
     """
     done, skipped = [], {}
+    for c in cuts:
+        study.detector(c.detector)  # a misspelt name is an error, never "skipped"
     for i, c in enumerate(cuts):
         if report:
             report(c.detector, i / len(cuts))

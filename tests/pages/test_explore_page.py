@@ -39,7 +39,11 @@ def test_first_run_shows_figures_switches_and_samples(open_app, spec):
     body = strip(app)
     assert "<b>180</b><span>samples</span>" in body
     assert all(name in body for name in ("precision", "recall", "F1", "clean kept"))
-    assert {t.key for t in app.toggle if t.key and t.key.startswith("on-")} >= {"on-lsa", "on-small-loss", "on-knn-label"}
+    assert {t.key for t in app.toggle if t.key and t.key.startswith("on-")} >= {
+        "on-lsa",
+        "on-small-loss",
+        "on-knn-label",
+    }
     assert app.toggle(key="on-lsa").value is True
     assert app.toggle(key="on-knn-distance").value is False
 

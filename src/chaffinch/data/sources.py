@@ -52,10 +52,10 @@ def fingerprint(name: str) -> str:
 
 def _arrays(name: str, path: Path) -> NoisyDataset:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise InputError(f"{path} is a single array; save named arrays with numpy.savez")
-        with loaded as archive:
+        with path.open("rb") as stream:  # ours, so that a damaged archive leaves no open file behind
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise InputError(f"{path} is a single array; save named arrays with numpy.savez")
             data: dict[str, NDArray[Any]] = {key: archive[key] for key in archive.files}
     except InputError:
         raise

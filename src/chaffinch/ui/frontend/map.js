@@ -31,10 +31,12 @@ export default function ({ parentElement, data, setStateValue, setTriggerValue }
   if (!map) maps.set(parentElement, (map = new PointMap(parentElement)));
   map.report = { outline: (v) => setStateValue("outline", v), clicked: (v) => setTriggerValue("clicked", v) };
   map.show(unpack(data));
-  return () => {
+  // Streamlit also runs the clean-up of a call that a newer rerun overtook; the map of the newer one must live.
+  return () => setTimeout(() => {
+    if (parentElement.isConnected) return;
     maps.delete(parentElement);
     map.destroy();
-  };
+  });
 }
 
 function unpack(bytes) {
