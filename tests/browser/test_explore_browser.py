@@ -103,8 +103,8 @@ def test_a_deep_link_on_a_fresh_server_opens_the_whole_app(visit: Any, server: s
     assert page.get_by_text("the grain from the chaff").is_visible()
     assert "colour=kind" in page.url
     assert page.locator(".chf-legend").inner_text().startswith("True kind")
-    assert page.get_by_label("Neighbour labels").is_checked()
-    assert not page.get_by_label("Linear separation (LSA)").is_checked()
+    assert page.get_by_role("switch", name="Neighbour labels").is_checked()
+    assert not page.get_by_role("switch", name="Linear separation (LSA)").is_checked()
 
 
 def test_first_view_and_the_picture_in_the_readme(visit: Any) -> None:

@@ -128,3 +128,11 @@ def test_probabilities_alone_are_enough_for_some_detectors(open_app, arrays_file
     assert "there is no map" in app.info[0].value
     assert "lsa needs features" in " ".join(w.value for w in app.warning)
     assert "<b>180</b><span>samples</span>" in strip(app)
+
+
+def test_a_detector_switched_on_again_shows_its_cut_at_once(open_app, spec):
+    app = open_app(spec)
+    app.toggle(key="on-lsa").set_value(False).run()
+    assert "rule-lsa" not in {g.key for g in app.button_group}
+    app.toggle(key="on-lsa").set_value(True).run()
+    assert "rule-lsa" in {g.key for g in app.button_group}

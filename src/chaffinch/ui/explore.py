@@ -15,12 +15,13 @@ from .. import exports, registry, views
 from ..base.errors import InputError
 from ..card import KINDS
 from ..figures.palette import KIND_COLOURS
-from ..spec import Cut, Spec
+from ..spec import MAPS, Cut, Spec
 from ..study import Detection, Study
 from ..thumbnails import picture_png
 from . import cached
 from .gallery import Tile, gallery
 from .scatter import Colours, MapEvent, inside, scatter_map
+from .shell import begin
 
 MOST_POINTS = 100_000
 PER_PAGE = 40
@@ -93,11 +94,11 @@ def map_controls(spec: Spec, study: Study) -> tuple[Spec, bool]:
     colour = a.selectbox(
         "Colour by",
         options,
-        index=options.index(spec.colour) if spec.colour in options else 0,
+        key=begin("colour", spec.colour if spec.colour in options else options[0], options),
         format_func=lambda o: names.get(o, o),
     )
-    layout = b.segmented_control("Map", ["umap", "pca"], default=spec.map, format_func=str.upper, key="layout")
-    only = c.toggle("Grey out unflagged", value=False, key="only-flagged")
+    layout = b.segmented_control("Map", MAPS, format_func=str.upper, key=begin("layout", spec.map, MAPS))
+    only = c.toggle("Grey out unflagged", key=begin("only-flagged", False))
     return replace(spec, colour=colour, map=layout or spec.map), only
 
 
@@ -165,21 +166,25 @@ def gallery_panel(
     by_slug = {d.slug: d for d in detections}
     st.markdown("##### " + ("The selection" if within is not None else "The samples"))
     a, b = st.columns(2, vertical_alignment="bottom")
-    first = list(SHOWS).index(spec.show) if spec.show in SHOWS else 0
-    show = a.selectbox("Show", list(SHOWS), first, format_func=SHOWS.__getitem__)
-    chosen = classes.index(spec.label) if spec.label in classes else 0
-    label = b.selectbox("Given label", classes, chosen, format_func=lambda name: name or "any")
-    a, b, c = st.columns([5, 3, 2], vertical_alignment="bottom")
-    sort = a.selectbox("By detector", ["", *by_slug], format_func=lambda s: s or "all that are on")
+    first = spec.show if spec.show in SHOWS else next(iter(SHOWS))
+    show = a.selectbox("Show", list(SHOWS), key=begin("show", first, list(SHOWS)), format_func=SHOWS.__getitem__)
+    chosen = spec.label if spec.label in classes else ""
+    label = b.selectbox(
+        "Given label", classes, key=begin("label", chosen, classes), format_func=lambda name: name or "any"
+    )
+    a, b, c = st.columns([4, 3, 3], vertical_alignment="bottom")
+    sorts = ["", *by_slug]
+    sort = a.selectbox("By detector", sorts, key=begin("sort", "", sorts), format_func=lambda s: s or "all that are on")
     judging = [by_slug[sort]] if sort in by_slug else list(detections)
     counted = votes if sort not in by_slug else replace(votes, flagged=votes.flags[sort])
     order = views.gallery_order(study, judging, counted, show=show, label=label, within=within)
     spec = replace(spec, show=show, label=label)
 
     pages = max(1, -(-len(order) // PER_PAGE))
-    current = min(st.session_state.get("page", 1), pages)
-    page = int(b.number_input(f"Page of {pages:,}", 1, pages, current))
-    st.session_state["page"] = page
+    listed = (study.key, show, label, sort, len(order))
+    if st.session_state.get("_listed") != listed or st.session_state.get("page", 1) > pages:
+        st.session_state["_listed"], st.session_state["page"] = listed, 1  # another list begins on its first page
+    page = int(b.number_input(f"Page of {pages:,}", 1, pages, key="page"))
     c.download_button(
         "CSV",
         data=lambda: exports.to_csv(study.table(detections, spec.detectors).iloc[np.sort(order)]),

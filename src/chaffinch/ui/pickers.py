@@ -12,6 +12,7 @@ from ..data.fashion_web import FLIPS, Draw
 from ..spec import Cut, Spec
 from ..study import OWN_FEATURES, Detection, Study
 from . import cached
+from .shell import begin
 
 BUNDLED = "fashion-web"
 
@@ -26,7 +27,7 @@ def dataset_and_encoder(spec: Spec) -> Spec:
         encoder = st.selectbox(
             "Encoder",
             options,
-            index=options.index(spec.encoder),
+            key=begin("encoder", spec.encoder, options),
             format_func=lambda slug: "features in the data" if slug == OWN_FEATURES else slug,
             help="What turns pictures into features. " + "; ".join(f"**{k}**: {v}" for k, v in names.items()),
         )
@@ -41,14 +42,14 @@ def _dataset(current: str) -> str:
     source = st.selectbox(
         "Dataset",
         list(sources),
-        index=0 if bundled else 1,
+        key=begin("source", "bundled" if bundled else "arrays"),
         format_func=sources.__getitem__,
         label_visibility="collapsed",
     )
     if source == "arrays":
         path = st.text_input(
             "File",
-            "" if bundled else current.partition(":")[2],
+            key=begin("file", "" if bundled else current.partition(":")[2]),
             placeholder="/path/to/arrays.npz",
             help="An .npz archive with labels and at least one of images, features, pred_probs.",
         )
@@ -65,7 +66,7 @@ def _dataset(current: str) -> str:
     return current if bundled else BUNDLED
 
 
-def detectors(spec: Spec, study: Study, known: dict[str, Detection]) -> Spec:
+def detectors(spec: Spec, study: Study) -> Spec:
     """A switch for each detector, and for those that are on and known, where they cut."""
     cuts = {c.detector: c for c in spec.detectors}
     chosen: list[Cut] = []
@@ -77,51 +78,52 @@ def detectors(spec: Spec, study: Study, known: dict[str, Detection]) -> Spec:
             )
             on = st.toggle(
                 cls.card.name,
-                value=slug in cuts,
-                key=f"on-{slug}",
+                key=begin(f"on-{slug}", slug in cuts),
                 help=f"**{slug}** finds {finds}. {cls.card.summary} *Fails when:* {cls.card.fails_when}",
             )
             if on:
                 cut = cuts.get(slug, Cut(slug))
-                chosen.append(_cut(cut, known[slug], len(study)) if slug in known else cut)
+                chosen.append(_cut(cut, study.detect(slug), study) if study.knows(slug) else cut)
         votes = spec.votes
         if len(chosen) > 1:
             votes = st.slider(
-                "Flagged when at least … agree", 1, len(chosen), min(spec.votes, len(chosen)),
+                "Flagged when at least … agree",
+                1,
+                len(chosen),
+                key=begin("votes", min(spec.votes, len(chosen)), range(1, len(chosen) + 1)),
                 help="1: any of the detectors that are on; more: only where they agree.",
-            )  # fmt: skip
+            )
     return replace(spec, detectors=tuple(chosen), votes=votes)
 
 
-def _cut(cut: Cut, found: Detection, n: int) -> Cut:
+def _cut(cut: Cut, found: Detection, study: Study) -> Cut:
     """Own rule, budget or score, with the count it gives."""
-    slug = cut.detector
+    slug, n = cut.detector, len(study)
     rules = ["own", "budget", "score"]
     current = "budget" if cut.budget is not None else "score" if cut.score is not None else "own"
     with st.container(border=True, key=f"cut-{slug}"):
         rule = st.segmented_control(
             f"Cut of {slug}",
             rules,
-            default=current,
-            key=f"rule-{slug}",
+            key=begin(f"rule-{slug}", current),
             label_visibility="collapsed",
             width="stretch",
             help="own: the method's own rule; budget: the most suspicious share; score: all above a value",
         )
         own = float(found.own.mean())
         if rule == "budget":
+            start = min(95.0, round((own if cut.budget is None else cut.budget) * 100, 1))
             share = st.slider(
-                f"Budget of {slug}", 0.0, 95.0, round((cut.budget if cut.budget is not None else own) * 100, 1), 0.5,
-                format="%.1f%%", key=f"budget-{slug}", label_visibility="collapsed",
+                f"Budget of {slug}", 0.0, 95.0, step=0.1, format="%.1f%%",
+                key=begin(f"budget-{slug}", start), label_visibility="collapsed",
             )  # fmt: skip
             cut = Cut(slug, budget=round(share / 100, 4))
-        elif rule == "score":
+        elif rule == "score" and found.scores.min() < found.scores.max():
             low, high = float(found.scores.min()), float(found.scores.max())
-            start = cut.score if cut.score is not None else _own_score(found, low)
-            step = (high - low) / 200 or 1.0
+            start = _own_score(found, low) if cut.score is None else min(max(cut.score, low), high)
             value = st.slider(
-                f"Score of {slug}", low, high, min(max(start, low), high), step,
-                format="%.3g", key=f"score-{slug}", label_visibility="collapsed",
+                f"Score of {slug}", low, high, step=(high - low) / 500, format="%.3g",
+                key=begin(f"score-{slug}-{study.key[:6]}", start), label_visibility="collapsed",
             )  # fmt: skip
             cut = Cut(slug, score=float(f"{value:.6g}"))
         else:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import streamlit as st
@@ -38,15 +39,14 @@ def frame() -> None:
         "<style>.stMainBlockContainer{padding:2.6rem 2rem 3rem}"
         "@media(max-width:640px){.stMainBlockContainer{padding:4rem .8rem 2rem}}"
         "[data-testid=stSidebarUserContent]{padding-top:0}"
-        ".cf-brand{display:flex;align-items:center;gap:.6rem}.cf-brand svg{width:2rem;height:2rem;flex:none}"
+        ".cf-brand{display:flex;align-items:center;gap:.6rem}.cf-brand img{width:2rem;height:2rem;flex:none}"
         ".cf-brand b{font-size:1.2rem;display:block;line-height:1.2}"
         ".cf-brand span{font-size:.8rem;opacity:.7}</style>"
     )
     with st.sidebar:
-        picture = logo.read_text(encoding="utf-8")
-        st.html(
-            f'<div class="cf-brand">{picture}<div><b>chaffinch</b><span>the grain from the chaff</span></div></div>'
-        )
+        picture = base64.b64encode(logo.read_bytes()).decode()
+        words = "<div><b>chaffinch</b><span>the grain from the chaff</span></div>"
+        st.html(f'<div class="cf-brand"><img src="data:image/svg+xml;base64,{picture}" alt="">{words}</div>')
 
 
 def first_spec() -> Spec:
@@ -66,6 +66,17 @@ def keep(spec: Spec) -> Spec:
     if st.query_params.to_dict() != query:
         st.query_params.from_dict(query)
     return spec
+
+
+def begin(key: str, value: object, options: Sequence[object] | None = None) -> str:
+    """Give a keyed widget its first value and return the key.
+
+    A widget whose default changed with every view would be a new one each time, and clicks on the old one are lost. So
+    widgets get no default: their first value comes from the view, and from then on the view from them.
+    """
+    if key not in st.session_state or (options is not None and st.session_state[key] not in options):
+        st.session_state[key] = value
+    return key
 
 
 @contextmanager
