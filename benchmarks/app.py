@@ -21,6 +21,7 @@ import numpy as np
 from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
 
 MAP = ".chf-map[data-paint]"
+SEEN = ".chf-map[data-seen]"
 EMPTY = 'import streamlit as st\nst.title("empty")\n'
 
 

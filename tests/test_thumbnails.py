@@ -87,3 +87,13 @@ def test_one_picture_grows_by_whole_pixels_or_shrinks() -> None:
     np.testing.assert_array_equal(large, image.repeat(10, axis=0).repeat(10, axis=1))
     small = Image.open(io.BytesIO(picture_png(np.zeros((400, 200, 3), np.uint8), 100)))
     assert small.size == (50, 100)
+
+
+@pytest.mark.parametrize("shape", [(9, 28, 28), (9, 100, 60, 3)])
+def test_a_strip_holds_the_asked_pictures_in_order(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    sheets = make_sheets(images, tmp_path)
+    strip = np.asarray(Image.open(io.BytesIO(sheets.strip([7, 0, 7]))))
+    assert strip.shape[:2] == (sheets.height, 3 * sheets.width)
+    for place, i in enumerate([7, 0, 7]):
+        assert np.array_equal(strip[:, place * sheets.width : (place + 1) * sheets.width], tile(sheets, i))

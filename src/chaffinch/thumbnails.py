@@ -76,6 +76,11 @@ class Sheets:
             if not self.path(number).exists():
                 _write_sheet(self, number)
 
+    def strip(self, indices: Iterable[int]) -> bytes:
+        """A PNG of these pictures side by side, in this order: a page of a gallery in one piece."""
+        tiles = _tiles(self, self.images[np.fromiter(indices, np.int64)])
+        return _png(_as_image(np.concatenate(list(tiles), axis=1)))
+
     def fill(self) -> None:
         """Make the missing sheets in a daemon thread; one thread a folder, whoever asks."""
         with _filling_lock:
@@ -129,7 +134,7 @@ def picture_png(image: NDArray[np.uint8], size: int) -> bytes:
     from PIL import Image
 
     height, width = image.shape[:2]
-    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture = _as_image(image)
     if max(height, width) <= size:
         factor = size // max(height, width)
         picture = picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
@@ -145,22 +150,33 @@ def _plan_on_disk(folder: Path) -> Any:
         return None
 
 
-def _write_sheet(sheets: Sheets, number: int) -> None:
-    """Draw sheet ``number`` and put it in its place, whole or not at all."""
+def _tiles(sheets: Sheets, block: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures (B, H, W[, 3]) at the size of a tile."""
+    if block.shape[1:3] == (sheets.height, sheets.width):
+        return block
     from PIL import Image
 
+    shape = (sheets.width, sheets.height)
+    return np.stack([np.asarray(_as_image(picture).resize(shape, Image.Resampling.BOX)) for picture in block])
+
+
+def _as_image(picture: NDArray[np.uint8]) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(picture))
+
+
+def _write_sheet(sheets: Sheets, number: int) -> None:
+    """Draw sheet ``number`` and put it in its place, whole or not at all."""
     start = number * sheets.per_sheet
-    block = np.asarray(sheets.images[start : start + sheets.per_sheet])  # (B, H, W[, 3])
-    if block.shape[1:3] != (sheets.height, sheets.width):
-        shape = (sheets.width, sheets.height)
-        block = np.stack([np.asarray(Image.fromarray(x).resize(shape, Image.Resampling.BOX)) for x in block])
+    block = _tiles(sheets, np.asarray(sheets.images[start : start + sheets.per_sheet]))
     rows = -(-len(block) // sheets.columns)
     tiles = np.zeros((rows * sheets.columns, *block.shape[1:]), dtype=np.uint8)
     tiles[: len(block)] = block
     grid = tiles.reshape(rows, sheets.columns, *block.shape[1:]).swapaxes(1, 2)  # (rows, h, columns, w[, 3])
     sheet = grid.reshape(rows * sheets.height, sheets.columns * sheets.width, *block.shape[3:])
     with replacing(sheets.path(number)) as temporary:
-        temporary.write_bytes(_png(Image.fromarray(np.ascontiguousarray(sheet))))
+        temporary.write_bytes(_png(_as_image(sheet)))
 
 
 def _png(picture: Any) -> bytes:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import socket
-import subprocess
 import sys
 import time
 import tomllib
-import urllib.request
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -18,17 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import BROWSER, FLAGS, NO_BROWSER, chromium, free_port, serve
 from streamlit.testing.v1 import AppTest
 
 import chaffinch
 from chaffinch.base.errors import InputError
 from chaffinch.ui.scatter import Colours, inside, scatter_map
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--disable-default-apps", "--no-first-run", "--no-default-browser-check",
-]  # fmt: skip
 WAIT = 60_000  # ms; the machine may be busy
 SCRATCH = """
 import os, pathlib, time
@@ -90,42 +81,23 @@ st.text(f"runs={st.session_state['runs']} open={st.session_state.get('open')} cl
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("scratch")
+    folder, port = tmp_path_factory.mktemp("scratch"), free_port()
     (folder / "app.py").write_text(SCRATCH, encoding="utf-8")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true"]
-    options = [f"--server.port={port}", "--server.address=127.0.0.1", "--browser.gatherUsageStats=false",
-               "--server.baseUrlPath=deep/below", "--server.fileWatcherType=none"]  # fmt: skip
-    env = {**os.environ, "SCRATCH_SHEETS": str(folder / "sheets")}
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen([*command, *options], cwd=folder, env=env, stdout=log, stderr=log)
-        url = f"http://127.0.0.1:{port}/deep/below"
-        try:
-            for _ in range(300):
-                try:
-                    urllib.request.urlopen(f"{url}/_stcore/health", timeout=2).close()
-                    break
-                except OSError:
-                    time.sleep(0.2)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(20)
-    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
+    command += [f"--server.port={port}", "--server.address=127.0.0.1", "--browser.gatherUsageStats=false",
+                "--server.baseUrlPath=deep/below", "--server.fileWatcherType=none"]  # fmt: skip
+    log, sheets = folder / "log.txt", str(folder / "sheets")
+    with serve(command, port, log, path="/deep/below", cwd=folder, SCRATCH_SHEETS=sheets) as url:
+        yield url
+    assert "Traceback" not in log.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if BROWSER is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as tool:
-        chrome = tool.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        pytest.skip(NO_BROWSER)
+    with chromium() as chrome:
         yield chrome
-        chrome.close()
 
 
 @pytest.fixture
@@ -327,6 +299,23 @@ def test_assets_are_fetched_once_and_the_theme_is_followed(page: Any, server: st
     page.wait_for_function(
         "old => document.querySelector('.chf-plot').data[0].marker.color !== old", arg=light, timeout=WAIT
     )
+
+
+@pytest.mark.browser
+def test_the_points_are_seen_before_plotly_is_there(browser: Any, server: str) -> None:
+    tab = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+    tab.route("**/plotly.min.js*", lambda route: None)  # never answered
+    tab.goto(server)
+    tab.wait_for_selector(".chf-map[data-seen]", timeout=WAIT)
+    inked = tab.evaluate(
+        """() => { const c = document.querySelector('.chf-still'), p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+                   return p.filter((v, i) => i % 4 === 3 && v > 0).length / (c.width * c.height); }"""
+    )
+    assert 0.02 < inked < 0.9
+    assert tab.locator(".chf-legend").inner_text().startswith("Given label")
+    assert tab.locator(".chf-map[data-paint]").count() == 0
+    tab.get_by_label("Zoom in").click()  # not there yet, and no error either
+    tab.context.close()
 
 
 @pytest.mark.browser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -57,11 +58,9 @@ def gallery(
     """
     if not runtime.exists():
         return None
-    if sheets is not None:
-        sheets.ensure([t.index for t in tiles])
     data = {
         "tiles": [asdict(t) for t in tiles],
-        "sheets": sheets_data(sheets),
+        "strip": _strip(tiles, sheets),
         "size": tile,
         "selected": selected,
         "colours": KIND_COLOURS,
@@ -69,6 +68,14 @@ def gallery(
     result = _component()(key=key, data=data, on_picked_change=_nothing)
     picked: Any = result.get("picked")
     return picked if isinstance(picked, int) and any(t.index == picked for t in tiles) else None
+
+
+def _strip(tiles: Sequence[Tile], sheets: Sheets | None) -> dict[str, int | str] | None:
+    """The pictures of all tiles side by side, small enough to travel with the page."""
+    if sheets is None or not tiles:
+        return None
+    picture = base64.b64encode(sheets.strip(t.index for t in tiles)).decode()
+    return {"width": sheets.width, "height": sheets.height, "url": f"data:image/png;base64,{picture}"}
 
 
 def sheets_data(sheets: Sheets | None) -> dict[str, int | str] | None:

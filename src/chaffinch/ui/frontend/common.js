@@ -40,18 +40,22 @@ function sheetImage(url) {
   return sheetImages.get(url);
 }
 
-/** Draw picture `index` on a canvas, at most `box` CSS pixels large. `wanted()` false: no longer needed. */
-export async function drawTile(canvas, sheets, index, box, wanted = () => true) {
-  const { width, height, columns, per_sheet: perSheet, url } = sheets;
+/** Give a canvas the shape of a picture, at most `box` CSS pixels large. */
+export function shapeTile(canvas, { width, height }, box) {
   const scale = box / Math.max(width, height);
+  Object.assign(canvas, { width, height });
   canvas.style.width = `${Math.round(width * scale)}px`;
   canvas.style.height = `${Math.round(height * scale)}px`;
   canvas.style.imageRendering = scale >= 1.5 ? "pixelated" : "auto";
+}
+
+/** Draw picture `index` of the sheets on a canvas. `wanted()` false: no longer needed. */
+export async function drawTile(canvas, sheets, index, box, wanted = () => true) {
+  const { width, height, columns, per_sheet: perSheet, url } = sheets;
   const number = String(Math.floor(index / perSheet)).padStart(4, "0");
   const image = await sheetImage(address(`${url}/sheet-${number}.png`));
   if (!image || !wanted()) return;
-  canvas.width = width;
-  canvas.height = height;
+  shapeTile(canvas, sheets, box);
   const place = index % perSheet;
   const [x, y] = [(place % columns) * width, Math.floor(place / columns) * height];
   canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height);

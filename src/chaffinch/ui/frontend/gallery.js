@@ -1,5 +1,5 @@
 // A wrapping grid of clickable thumbnails. Python sends the tiles; a click sends back one index ("picked").
-import { drawTile, make } from "./common.js";
+import { make, shapeTile } from "./common.js";
 
 const TONES = {
   flag: ["!", "flagged"],
@@ -20,12 +20,13 @@ export default function ({ parentElement, data, setTriggerValue }) {
     drawn.set(parentElement, state);
   }
   state.send = (index) => setTriggerValue("picked", index);
-  const signature = JSON.stringify([data.tiles, data.sheets, data.size, data.colours]);
+  const signature = JSON.stringify([data.tiles, data.strip, data.size, data.colours]);
   if (signature !== state.signature) {
     const focused = state.root.contains(document.activeElement) ? document.activeElement.dataset.index : null;
     state.signature = signature;
     state.root.style.setProperty("--chf-tile", `${data.size}px`);
     state.root.replaceChildren(...data.tiles.map((tile) => button(tile, data, state)));
+    fill(state.root, data.strip);
     if (focused !== null) state.root.querySelector(`[data-index="${focused}"]`)?.focus();
   }
   for (const node of state.root.children) {
@@ -44,10 +45,10 @@ function button(tile, data, state) {
     "aria-label": `Open ${label}`, "data-index": tile.index, "data-tone": glyph ? tile.tone : "", tabindex: "-1",
   });
   const frame = make("span", { class: "chf-frame" });
-  if (data.sheets) {
-    const canvas = make("canvas", { width: 1, height: 1 });
+  if (data.strip) {
+    const canvas = make("canvas");
+    shapeTile(canvas, data.strip, data.size);
     frame.append(canvas);
-    drawTile(canvas, data.sheets, tile.index, data.size);
   } else {
     frame.append(make("span", { class: "chf-blank", text: tile.title }));
   }
@@ -59,10 +60,23 @@ function button(tile, data, state) {
     frame.append(badge);
   }
   node.append(frame);
-  if (data.sheets) node.append(make("span", { class: "chf-title", text: tile.title }));
+  if (data.strip) node.append(make("span", { class: "chf-title", text: tile.title }));
   if (tile.subtitle) node.append(make("span", { class: "chf-subtitle", text: tile.subtitle }));
   node.addEventListener("click", () => state.send(tile.index));
   return node;
+}
+
+/** Cut the strip into the tiles' pictures. */
+async function fill(root, strip) {
+  if (!strip) return;
+  const canvases = [...root.querySelectorAll("canvas")];
+  const image = new Image();
+  image.src = strip.url;
+  await image.decode();
+  const { width, height } = strip;
+  canvases.forEach((canvas, at) => {
+    canvas.getContext("2d").drawImage(image, at * width, 0, width, height, 0, 0, width, height);
+  });
 }
 
 const isLight = (hex) => {

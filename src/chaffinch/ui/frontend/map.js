@@ -78,14 +78,18 @@ class PointMap {
 
   async draw(data) {
     this.root.style.height = `${data.height}px`;
+    if (!this.plotly && !hasWebGL()) throw new Error("this browser offers no WebGL. The galleries and lists still work.");
+    if (data.points !== this.pointsPath) {
+      this.points = await fetchPoints(data);
+      this.pointsPath = data.points;
+    }
     if (!this.plotly) {
-      if (!hasWebGL()) throw new Error("this browser offers no WebGL. The galleries and lists still work.");
+      await this.preview(data);
       this.plotly = await loadPlotly(address(data.plotly));
     }
-    if (data.points !== this.data?.points) this.points = await fetchPoints(data);
     if (data.hover !== this.data?.hover) this.fetchHover(data.hover);
     if (this.gone) return;
-    const first = !this.data;
+    const first = !this.painted;
     const moved = data.version !== this.data?.version; // other positions: new camera, no selection
     this.data = data;
     if (moved) this.outline = data.outline;
@@ -112,6 +116,32 @@ class PointMap {
 
   // ---------------------------------------------------------------- drawing
 
+  /** The same picture on a plain canvas: plotly.js takes the browser a second or two to start. */
+  async preview(data) {
+    const as = Object.assign(Object.create(this), { data, outline: data.outline }); // not shown yet: this.data stays
+    const { width, height } = this.size();
+    const { x: [x0, x1], y: [y0, y1] } = as.fit(width, height);
+    const ratio = window.devicePixelRatio || 1;
+    Object.assign(this.still, { width: width * ratio, height: height * ratio });
+    const pen = this.still.getContext("2d");
+    pen.scale(ratio, ratio);
+    for (const { x, y, marker: { color, size, opacity, line } } of as.traces()) {
+      pen.globalAlpha = opacity;
+      pen.strokeStyle = line?.color ?? "transparent";
+      x.forEach((value, i) => {
+        pen.fillStyle = Array.isArray(color) ? color[i] : color;
+        pen.beginPath();
+        pen.arc(((value - x0) / (x1 - x0)) * width, ((y1 - y[i]) / (y1 - y0)) * height, size / 2, 0, 7);
+        pen.fill();
+        if (line) pen.stroke();
+      });
+    }
+    as.legend();
+    this.message.hidden = true;
+    this.root.dataset.seen = data.paint;
+    await new Promise((painted) => requestAnimationFrame(() => setTimeout(painted)));
+  }
+
   async mount() {
     const { width, height } = this.size();
     this.home = this.fit(width, height);
@@ -124,6 +154,7 @@ class PointMap {
     await this.plotly.newPlot(this.plot, this.traces(), layout, CONFIG);
     this.painted = this.recipe();
     this.message.hidden = true;
+    this.still.remove();
     this.plot.on("plotly_relayouting", () => this.project());
     this.plot.on("plotly_relayout", () => this.project());
     this.plot.on("plotly_webglcontextlost", () => this.say("The graphics context was lost. Reload the page."));
@@ -332,6 +363,7 @@ class PointMap {
     const group = (...nodes) => make("div", { class: "chf-group" }, ...nodes);
     this.toolbar = make("div", { class: "chf-toolbar", role: "toolbar", "aria-label": "Map tools" },
       group(pan, lasso, box, clear), group(...Object.values(camera)));
+    this.still = make("canvas", { class: "chf-still" });
     this.plot = make("div", { class: "chf-plot" });
     this.shape = svg("path", { class: "chf-outline" });
     this.ring = svg("g", { class: "chf-focus" });
@@ -351,7 +383,7 @@ class PointMap {
     this.stage = make("div", {
       class: "chf-stage", tabindex: "0", role: "group",
       "aria-label": "Map of the samples. Arrow keys move it, plus and minus zoom, zero shows all.",
-    }, this.plot, this.overlay, this.sheet, this.message, this.toolbar);
+    }, this.still, this.plot, this.overlay, this.sheet, this.message, this.toolbar);
     this.key = make("div", { class: "chf-legend" });
     this.root = make("div", { class: "chf-map" }, this.stage, this.key, this.card);
     parent.append(this.root);
