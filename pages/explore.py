@@ -18,6 +18,7 @@ with shell.explained():
         st.caption("This happens once for a draw and an encoder; the result is kept.")
         jobs.prepare(study, spec)
         st.stop()
+    pickers.about(study)
     spec = pickers.detectors(spec, study)
     known = explore.known_detections(study, spec.detectors)
     found = list(known.values())

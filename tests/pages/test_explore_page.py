@@ -74,10 +74,10 @@ def test_without_truth_only_counts_are_shown(open_app, arrays_file):
 def test_a_sample_of_the_link_is_inspected(open_app, spec):
     app = open_app(Spec(dataset=spec.dataset, encoder="features", map="pca", sample="b007"))
     bodies = " ".join(h.proto.body for h in app.get("html"))
-    assert "<dd>b007</dd>" in bodies
+    assert "<b>b007</b>" in bodies
     assert bodies.count('class="cf-bar"') == 2
     app.button(key="close-inspector").click().run()
-    assert "<dd>b007</dd>" not in " ".join(h.proto.body for h in app.get("html"))
+    assert "<b>b007</b>" not in " ".join(h.proto.body for h in app.get("html"))
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,8 @@ def test_the_points_are_seen_before_plotly_is_there(browser: Any, server: str) -
     tab.goto(server)
     tab.wait_for_selector(".chf-map[data-seen]", timeout=WAIT)
     inked = tab.evaluate(
-        """() => { const c = document.querySelector('.chf-still'), p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+        """() => { const c = document.querySelector('.chf-still');
+                   const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
                    return p.filter((v, i) => i % 4 === 3 && v > 0).length / (c.width * c.height); }"""
     )
     assert 0.02 < inked < 0.9

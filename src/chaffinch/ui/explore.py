@@ -222,18 +222,17 @@ def inspector(study: Study, seen: views.Inspection) -> tuple[bool, int | None]:
     """One sample, large: its labels, what each detector says, its neighbours. Returns (closed?, clicked neighbour)."""
     with st.container(border=True, key="inspector"):
         head, close = st.columns([6, 1], vertical_alignment="center")
-        head.markdown(f"##### {_plain(seen.given)}")
+        head.markdown(f"##### Filed under {_plain(seen.given)}")
         closed = close.button("Close", icon=":material/close:", key="close-inspector", help="Close the inspector")
         left, right = st.columns([2, 3])
         if study.observed.images is not None:
             left.image(picture_png(study.observed.images[seen.position], 224), width="stretch")
-        left.html(_facts(seen))
-        right.html(_bars(seen))
+        right.html(_facts(seen) + _bars(seen))
         clicked = None
         if seen.neighbours:
             st.caption("Nearest neighbours, most similar first")
             tiles = [
-                Tile(j, label, f"cos {similarity:.2f}", "" if label == seen.given else "flag")
+                Tile(j, label, f"cos {similarity:.2f}", "" if label == seen.given else "differs")
                 for j, label, similarity in seen.neighbours
             ]
             clicked = gallery(tiles, cached.sheets(study), key="neighbours", tile=56)
@@ -249,11 +248,11 @@ def _facts(seen: views.Inspection) -> str:
     rows = [("Given label", seen.given), ("Id", seen.id)]
     if seen.true is not None and seen.kind is not None:
         rows[1:1] = [("True label", seen.true), ("True kind", seen.kind)]
-    cells = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in rows)
+    cells = "".join(f"<span>{name}</span><b>{escape(value)}</b>" for name, value in rows)
     return (
-        "<style>.cf-facts{display:grid;grid-template-columns:auto 1fr;gap:.1rem .6rem;font-size:.85rem;margin:0}"
-        ".cf-facts dt{opacity:.7}.cf-facts dd{margin:0;overflow-wrap:anywhere}</style>"
-        f'<dl class="cf-facts">{cells}</dl>'
+        "<style>.cf-facts{display:grid;grid-template-columns:auto 1fr;gap:.1rem .8rem;font-size:.85rem;"
+        "margin-bottom:.6rem}.cf-facts span{opacity:.75}.cf-facts b{font-weight:600;overflow-wrap:anywhere}</style>"
+        f'<div class="cf-facts">{cells}</div>'
     )
 
 

@@ -19,6 +19,8 @@ from ..thumbnails import Sheets
 if TYPE_CHECKING:
     from streamlit.components.v2.types import ComponentRenderer
 
+DIFFERS = "#8A94A0"
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -27,7 +29,8 @@ class Tile:
     Attributes:
         index: dataset position.
         title, subtitle: the caption's two lines; cut with an ellipsis where they do not fit.
-        tone: "", "flag", "clean", "mislabelled" or "ood": a coloured edge and a glyph.
+        tone: "", "flag", "clean", "mislabelled", "ood" or "differs" (from what it is compared with): a coloured edge
+            and a glyph.
     """
 
     index: int
@@ -63,7 +66,7 @@ def gallery(
         "strip": _strip(tiles, sheets),
         "size": tile,
         "selected": selected,
-        "colours": KIND_COLOURS,
+        "colours": {**KIND_COLOURS, "differs": DIFFERS},
     }
     result = _component()(key=key, data=data, on_picked_change=_nothing)
     picked: Any = result.get("picked")

@@ -16,7 +16,10 @@ _running: dict[str, subprocess.Popen[bytes]] = {}
 
 
 def prepare(study: Study, spec: Spec) -> None:
-    """Embed and draw a study in the background; show progress and a Stop button until it is done, then run again."""
+    """Embed and draw a study in the background; show progress and a Stop button.
+
+    The page runs again as soon as there are features to show, and when the work is done.
+    """
     name = f"embed-{digest(study.key, spec.map, spec.seed)}"
     process = _running.get(name)
     if process is None:
@@ -35,15 +38,17 @@ def prepare(study: Study, spec: Spec) -> None:
         ]  # fmt: skip
         with log:
             _running[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    _watch(study, name)
+    _watch(study, name, study.has_features())
 
 
 @st.fragment(run_every=0.5)
-def _watch(study: Study, name: str) -> None:
+def _watch(study: Study, name: str, had_features: bool) -> None:
     state: dict[str, Any] = study.workspace.noted(name) or {}
     process = _running.get(name)
     if state.get("done"):
         _running.pop(name, None)
+        st.rerun()
+    if not had_features and study.has_features():
         st.rerun()
     if process is None or process.poll() is not None:
         _running.pop(name, None)

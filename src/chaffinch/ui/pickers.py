@@ -66,6 +66,12 @@ def _dataset(current: str) -> str:
     return current if bundled else BUNDLED
 
 
+def about(study: Study) -> None:
+    """One line on where the dataset comes from."""
+    if study.dataset.note:
+        st.sidebar.caption(study.dataset.note)
+
+
 def detectors(spec: Spec, study: Study) -> Spec:
     """A switch for each detector, and for those that are on and known, where they cut."""
     cuts = {c.detector: c for c in spec.detectors}

@@ -4,8 +4,9 @@ import { make, shapeTile } from "./common.js";
 const TONES = {
   flag: ["!", "flagged"],
   clean: ["✓", "clean"],
-  mislabelled: ["≠", "mislabelled"],
+  mislabelled: ["×", "mislabelled"],
   ood: ["?", "out of distribution"],
+  differs: ["≠", "another label"],
 };
 
 const drawn = new WeakMap(); // parent element → {root, signature, send}

@@ -128,6 +128,7 @@ class PointMap {
     for (const { x, y, marker: { color, size, opacity, line } } of as.traces()) {
       pen.globalAlpha = opacity;
       pen.strokeStyle = line?.color ?? "transparent";
+      pen.lineWidth = line?.width ?? 1;
       x.forEach((value, i) => {
         pen.fillStyle = Array.isArray(color) ? color[i] : color;
         pen.beginPath();
@@ -197,7 +198,7 @@ class PointMap {
   traces() {
     const { x, y } = this.points;
     const { code, state, scale, count } = this.data;
-    const { text, faint } = this.theme();
+    const { ring, faint } = this.theme();
     const within = this.outline ? insideOutline(this.points, this.outline.points) : null;
     const layers = [[], [], []];
     for (const i of scale.names.length ? range(count) : byCode(code)) {
@@ -209,7 +210,7 @@ class PointMap {
     const look = [
       { color: faint, size: size * 0.8, opacity: 0.55 },
       { size, opacity: 0.85 },
-      { size: size * 1.45, opacity: 1, line: { width: 1, color: text } },
+      { size: size * 1.25, opacity: 1, line: { width: 0.8, color: ring } },
     ];
     return layers.map((chosen, at) => {
       const pick = (values) => (chosen.length ? Float32Array.from(chosen, (i) => values[i]) : [NaN]);
@@ -223,7 +224,8 @@ class PointMap {
     const style = getComputedStyle(this.root);
     const text = style.getPropertyValue("--st-text-color").trim() || "#31333f";
     const back = style.getPropertyValue("--st-background-color").trim() || "#ffffff";
-    return { text, back, faint: between(readColour(back), readColour(text), 0.3) };
+    const [low, high] = [readColour(back), readColour(text)];
+    return { text, back, faint: between(low, high, 0.3), ring: between(low, high, 0.7) };
   }
 
   legend() {
