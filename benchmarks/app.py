@@ -2,8 +2,8 @@
 
     python benchmarks/app.py [--json]
 
-Rows: from `chaffinch app` to the first map; the first map of a visit (drawn, and ready to be zoomed); a toggle and a threshold, until the map is
-redrawn; at 12,000 points (the bundled dataset) and at 100,000 (made here).
+Rows: from `chaffinch app` to the first map; the first map of a visit (drawn, and ready to be zoomed); a toggle and a
+threshold, until the map is redrawn; at 12,000 points (the bundled dataset) and at 100,000 (made here).
 """
 
 from __future__ import annotations

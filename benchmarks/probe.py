@@ -1,9 +1,9 @@
 """Out-of-sample class probabilities: `chaffinch.base.linear` against scikit-learn, side by side in one run.
 
-python benchmarks/probe.py [--json] [--npz FILE] [--threads 1 2] [--full] [--large]
+python benchmarks/probe.py [--json] [--threads 1 2] [--full] [--large]
 
-FILE holds X (N, D), y (N,) and kind (N,) (0 clean, 1 mislabelled, 2 out of distribution). Without it, X is
-the first 64 principal components of the pixels of fashion-web.
+On fashion-web, seen through the shipped encoder and as the first 64 principal components of its pixels, and on
+synthetic data of 100 classes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from chaffinch.base.linear import linear_probe
 from chaffinch.base.threads import blas_threads
-from chaffinch.data import open_dataset
+from chaffinch.study import Study
 
 Row = dict[str, Any]
 
@@ -142,27 +142,23 @@ def scale(n: int, dim: int, classes: int, full: bool, threads: int = 1) -> Row:
     return row
 
 
-def pixels() -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """fashion-web: 64 principal components of the pixels, given labels, kinds."""
-    data = open_dataset("fashion-web")
-    assert data.observed.images is not None
-    assert data.truth is not None
-    x = data.observed.images.reshape(len(data.observed.images), -1).astype(np.float32) / 255
+def pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The first 64 principal components of the pixels."""
+    x = images.reshape(len(images), -1).astype(np.float32) / 255
     x -= x.mean(axis=0)
     axes = np.linalg.eigh(x.T @ x)[1][:, :-65:-1]
-    return x @ axes, data.observed.labels, data.truth.kind.astype(np.int64)
+    return x @ axes
 
 
-def measure(
-    npz: str | None = None, *, threads: Sequence[int] = (1, 2), full: bool = False, large: bool = False
-) -> list[Row]:
-    """All rows. Features come from ``npz`` where given; the synthetic data runs on the first of ``threads``."""
-    if npz:
-        with np.load(npz, allow_pickle=False) as file:
-            X, y, kind = file["X"].astype(np.float32), file["y"].astype(np.int64), file["kind"]
-        rows = compare("features of fashion-web", X, y, kind, threads)
-    else:
-        rows = compare("pixels of fashion-web", *pixels(), threads)
+def measure(*, threads: Sequence[int] = (1, 2), full: bool = False, large: bool = False) -> list[Row]:
+    """All rows; the synthetic data runs on the first of ``threads``."""
+    study = Study("fashion-web")
+    assert study.features is not None
+    assert study.observed.images is not None
+    assert study.truth is not None
+    y, kind = study.observed.labels, study.truth.kind.astype(np.int64)
+    rows = compare("features of fashion-web", study.features, y, kind, threads)
+    rows += compare("pixels of fashion-web", pixels(study.observed.images), y, kind, threads)
     rows.append(scale(50_000, 512, 100, full, threads[0]))
     if large:
         rows.append(scale(1_000_000, 128, 7, full, threads[0]))
@@ -173,12 +169,11 @@ def main() -> None:
     """Print the rows as a table, or as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--npz", metavar="FILE", help="X, y and kind to use instead of pixels")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="BLAS threads to compare")
     parser.add_argument("--full", action="store_true", help="run scikit-learn on the synthetic data too (slow)")
     parser.add_argument("--large", action="store_true", help="also 1,000,000 x 128 x 7")
     options = parser.parse_args()
-    rows = measure(options.npz, threads=options.threads, full=options.full, large=options.large)
+    rows = measure(threads=options.threads, full=options.full, large=options.large)
     if options.json:
         print(json.dumps(rows, indent=1))
         return
