@@ -28,13 +28,14 @@ with shell.explained():
     top = st.container()
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        spec, only = explore.map_controls(spec, study)
+        spec = explore.map_controls(spec, study)
         kind = spec.map if study.has_map(spec.map) or not study.can_map() else "pca"
-        event, within = explore.draw_map(spec, study, found, votes, only=only, kind=kind, focus=focus)
+        event, within = explore.draw_map(spec, study, found, votes, kind=kind, focus=focus)
         if kind != spec.map:
             st.caption("PCA is shown while UMAP is being computed.")
             jobs.prepare(study, spec)
         explore.map_footer(study, kind)
+        spec = replace(spec, outline=views.spell_outline(event.polygon))
     with top:
         explore.strip(study, votes, within)
     with right:

@@ -13,7 +13,8 @@ from chaffinch.spec import MAPS, Cut, Spec
 FULL = Spec(
     dataset="arrays:/data/my file, 2.npz", encoder="dcl", map="pca",
     detectors=(Cut("lsa", budget=0.2), Cut("knn-label", score=1.5), Cut("small-loss")),
-    votes=2, colour="a-detector", show="random", label="T-shirt/top", sample="fw-1", seed=11,
+    votes=2, colour="a-detector", show="random", label="T-shirt/top", only="flagged",
+    sort="lsa", page=3, outline="0.00,1.00 2.00,3.00 4.00,-5.00", sample="fw-1", seed=11,
 )  # fmt: skip
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -27,7 +28,8 @@ cuts = st.one_of(
 specs = st.builds(
     Spec,
     dataset=texts, encoder=texts, map=st.sampled_from(MAPS), detectors=st.lists(cuts, max_size=4).map(tuple),
-    votes=st.integers(1, 9), colour=texts, show=texts, label=texts, sample=texts, seed=st.integers(0, 2**32 - 1),
+    votes=st.integers(1, 9), colour=texts, show=texts, label=texts, only=texts,
+    sort=texts, page=st.integers(1, 999), outline=texts, sample=texts, seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chaffinch import views
 from chaffinch.card import KINDS
 from chaffinch.data import NoisyDataset
 from chaffinch.figures import palette
@@ -272,3 +273,18 @@ class TestThin:
         np.testing.assert_array_equal(one, again)
         assert (one != other).any()
         assert 450 < one[100:].mean() < 650, "from all over the dataset"
+
+
+def test_an_outline_survives_a_link():
+    polygon = np.array([[0.123, 1.0], [2.5, -3.001], [4.0, 4.0]])
+    text = views.spell_outline(polygon)
+    assert text == "0.12,1.00 2.50,-3.00 4.00,4.00"
+    assert np.allclose(views.read_outline(text), polygon, atol=0.005)
+    assert views.spell_outline(None) == ""
+    many = np.random.default_rng(0).normal(size=(1000, 2))
+    assert 3 <= len(views.read_outline(views.spell_outline(many))) <= 60
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "1,2 3,4", "a,b c,d e,f", "1,2,3 4,5,6 7,8,9", "1 2 3", "<b>"])
+def test_a_spoilt_outline_is_no_selection(text):
+    assert views.read_outline(text) is None

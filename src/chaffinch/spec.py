@@ -82,6 +82,10 @@ class Spec:
         colour: what colours the map: ``given``, ``votes``, ``kind`` or a detector's slug.
         show: what the gallery lists: ``suspicious``, ``flagged`` or ``random``.
         label: only this class in the gallery, or empty.
+        only: ``flagged`` greys out all other points of the map; empty = none.
+        sort: the detector that orders the gallery; empty = all that are on.
+        page: of the gallery, from 1.
+        outline: the selection on the map, ``"x,y x,y x,y"`` in map coordinates, or empty.
         sample: id of the inspected sample, or empty.
         seed: of everything that draws.
     """
@@ -94,6 +98,10 @@ class Spec:
     colour: str = "votes"
     show: str = "suspicious"
     label: str = ""
+    only: str = ""
+    sort: str = ""
+    page: int = 1
+    outline: str = ""
     sample: str = ""
     seed: int = 0
 
@@ -102,6 +110,8 @@ class Spec:
             raise InputError(f"map must be one of {', '.join(MAPS)}, got {self.map!r}")
         if self.votes < 1:
             raise InputError(f"votes must be at least 1, got {self.votes}")
+        if self.page < 1:
+            raise InputError(f"page must be at least 1, got {self.page}")
         check_seed(self.seed)
 
     def to_dict(self) -> dict[str, Any]:

@@ -189,6 +189,23 @@ def summary(study: Study, votes: Votes, within: Flags | None) -> dict[str, float
     return out
 
 
+def spell_outline(polygon: NDArray[np.float64] | None) -> str:
+    """A selection's outline as text for a link: at most 60 vertices, two decimals (the map is 20 wide)."""
+    if polygon is None:
+        return ""
+    kept = polygon[:: -(-len(polygon) // 60)]
+    return " ".join(f"{x:.2f},{y:.2f}" for x, y in kept.tolist())
+
+
+def read_outline(text: str) -> NDArray[np.float64] | None:
+    """The outline (V, 2) that `spell_outline` wrote; None for anything else."""
+    try:
+        polygon = np.array([[float(value) for value in pair.split(",")] for pair in text.split()], np.float64)
+    except ValueError:
+        return None
+    return polygon if polygon.ndim == 2 and polygon.shape[0] >= 3 and polygon.shape[1] == 2 else None
+
+
 def thin(flagged: Flags, most: int, seed: int = 0) -> NDArray[np.int64] | None:
     """Which points to send to the browser when there are too many: all flagged ones first, then a random sample.
 

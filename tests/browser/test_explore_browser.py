@@ -142,13 +142,12 @@ def test_toggles_and_thresholds_keep_zoom_and_selection(visit: Any) -> None:
     assert after["selected"] == before["selected"]
     assert after["flagged"] != before["flagged"]
     assert "lsa%40budget" in page.url or "lsa@budget" in page.url
-    again = visit(
-        "/" + page.url.partition("/explore")[2].lstrip("/")
-        if "/explore" in page.url
-        else page.url[page.url.index("?") - 1 :]
-    )
+    again = visit("/" + page.url[page.url.index("?") :])
     now = figures(again)
     assert (now["flagged"], now["precision"]) == (after["flagged"], after["precision"])  # the link gives the same view
+    number = [int(figures_["selected"].replace(",", "")) for figures_ in (now, after)]
+    assert number[0] == pytest.approx(number[1], rel=0.01)  # its outline has two decimals
+    assert again.locator(".chf-outline").get_attribute("d")
 
 
 def test_selection_fills_the_gallery_and_can_be_downloaded(visit: Any, tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ _STRIP_STYLE = """<style>
 </style>"""
 
 
-def map_controls(spec: Spec, study: Study) -> tuple[Spec, bool]:
-    """Colour, layout and emphasis of the map; returns the view and whether only flagged samples are in colour."""
+def map_controls(spec: Spec, study: Study) -> Spec:
+    """Colour, layout and emphasis of the map."""
     options = ["given", "votes", *(["kind"] if study.truth is not None else []), *(c.detector for c in spec.detectors)]
     names = {"given": "given label", "votes": "votes", "kind": "true kind"}
     names |= {slug: f"suspicion: {slug}" for slug in registry.methods("detector")}
@@ -98,8 +98,8 @@ def map_controls(spec: Spec, study: Study) -> tuple[Spec, bool]:
         format_func=lambda o: names.get(o, o),
     )
     layout = b.segmented_control("Map", MAPS, format_func=str.upper, key=begin("layout", spec.map, MAPS))
-    only = c.toggle("Grey out unflagged", key=begin("only-flagged", False))
-    return replace(spec, colour=colour, map=layout or spec.map), only
+    only = c.toggle("Grey out unflagged", key=begin("only-flagged", spec.only == "flagged"))
+    return replace(spec, colour=colour, map=layout or spec.map, only="flagged" if only else "")
 
 
 @lru_cache(maxsize=8)
@@ -116,7 +116,6 @@ def draw_map(
     detections: Sequence[Detection],
     votes: views.Votes,
     *,
-    only: bool,
     kind: str,
     focus: int | None,
 ) -> tuple[MapEvent, NDArray[np.bool_] | None]:
@@ -129,13 +128,14 @@ def draw_map(
     event = scatter_map(
         xy,
         Colours(look.values, look.names, look.colours, look.title),
-        emphasis=votes.flagged if only else None,
+        emphasis=votes.flagged if spec.only else None,
         marked=votes.flagged if votes.flags and spec.colour != "votes" else None,
         shown=views.thin(votes.flagged, MOST_POINTS, spec.seed),
         hover=_hover(study),
         sheets=cached.sheets(study),
         key="map",
         focus=focus,
+        outline=views.read_outline(spec.outline),
     )
     return event, None if event.polygon is None else inside(xy, event.polygon)
 
@@ -174,16 +174,21 @@ def gallery_panel(
     )
     a, b, c = st.columns([4, 3, 3], vertical_alignment="bottom")
     sorts = ["", *by_slug]
-    sort = a.selectbox("By detector", sorts, key=begin("sort", "", sorts), format_func=lambda s: s or "all that are on")
+    sort = a.selectbox(
+        "By detector",
+        sorts,
+        key=begin("sort", spec.sort if spec.sort in sorts else "", sorts),
+        format_func=lambda s: s or "all that are on",
+    )
     judging = [by_slug[sort]] if sort in by_slug else list(detections)
     counted = votes if sort not in by_slug else replace(votes, flagged=votes.flags[sort])
     order = views.gallery_order(study, judging, counted, show=show, label=label, within=within)
-    spec = replace(spec, show=show, label=label)
 
     pages = max(1, -(-len(order) // PER_PAGE))
     listed = (study.key, show, label, sort, len(order))
-    if st.session_state.get("_listed") != listed or st.session_state.get("page", 1) > pages:
+    if st.session_state.setdefault("_listed", listed) != listed:
         st.session_state["_listed"], st.session_state["page"] = listed, 1  # another list begins on its first page
+    begin("page", min(spec.page, pages), range(1, pages + 1))
     page = int(b.number_input(f"Page of {pages:,}", 1, pages, key="page"))
     c.download_button(
         "CSV",
@@ -195,6 +200,7 @@ def gallery_panel(
         help="Ids, labels, scores and flags of all samples listed here.",
         on_click="ignore",
     )
+    spec = replace(spec, show=show, label=label, sort=sort, page=page)
     st.caption(f"{len(order):,} samples, {PER_PAGE} a page")
     if not len(order):
         st.info("Nothing matches. Widen the selection, or choose another list.", icon=":material/filter_alt_off:")

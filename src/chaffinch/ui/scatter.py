@@ -82,6 +82,7 @@ def scatter_map(
     key: str,
     height: int = 560,
     focus: int | None = None,
+    outline: NDArray[np.float64] | None = None,
 ) -> MapEvent:
     """Draw the map. Zoom, pan and selection stay as long as ``xy`` has the same values.
 
@@ -96,6 +97,7 @@ def scatter_map(
         key: identity of this map on the page.
         height: of the whole component in CSS pixels.
         focus: dataset position to put a crosshair ring on.
+        outline: (V, 2) selection to begin with, such as a link's; from then on the user's counts.
 
     Raises:
         InputError: an argument does not have N entries.
@@ -115,7 +117,8 @@ def scatter_map(
     memory = st.session_state.setdefault(f"{key}:map", {"version": version, "void": None})
     if memory["version"] != version:  # another dataset or encoder: the old outline means nothing here
         memory.update(version=version, void=memory.get("last"))
-    outline = _outline(st.session_state.get(key), memory)
+    first = memory.setdefault("first", None if outline is None else {"id": "first", "points": outline.tolist()})
+    selection = _outline(st.session_state.get(key, {"outline": first}), memory)
 
     if sheets is not None:
         sheets.fill()
@@ -141,16 +144,18 @@ def scatter_map(
         "scale": scale,
         "flag": KIND_COLOURS["flag"] if bool((state & MARKED).any()) else None,
         "focus": where if where is not None and np.isfinite(where).all() else None,
-        "outline": outline,
+        "outline": selection,
         "sheets": sheets_data(sheets),
         "plotly": _plotly(),
     }
     encoded = json.dumps(head).encode()
     payload = struct.pack("<I", len(encoded)) + encoded + body
-    result = _component()(key=key, data=payload, on_clicked_change=_nothing, on_outline_change=_nothing)
+    result = _component()(
+        key=key, data=payload, default={"outline": first}, on_clicked_change=_nothing, on_outline_change=_nothing
+    )
 
-    outline = _outline(result, memory)
-    polygon = None if outline is None else np.asarray(outline["points"], dtype=np.float64)
+    selection = _outline(result, memory)
+    polygon = None if selection is None else np.asarray(selection["points"], dtype=np.float64)
     clicked: Any = result.get("clicked")
     valid = isinstance(clicked, int) and 0 <= clicked < n
     return MapEvent(clicked if valid else None, polygon)
