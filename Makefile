@@ -8,7 +8,8 @@ READY  := $(VENV)/.ready
 
 venv: $(READY)
 
-# torch goes first and alone: its pinned version has a CPU build that pip finds here; everything else follows it.
+# torch goes first and alone, so that nothing else decides its build. Where the package index offers pip a CPU build of
+# the pinned version, that is taken; elsewhere the default build comes, with CUDA on Linux (several GB, works as well).
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("chaffinch needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -8,9 +8,9 @@ from chaffinch import views
 from chaffinch.ui import cached, explore, jobs, pickers, shell
 
 shell.enter("pages/explore.py")
-spec = pickers.dataset_and_encoder(shell.first_spec())
 
 with shell.explained():
+    spec = pickers.dataset_and_encoder(shell.first_spec())
     study = cached.study(spec)
     if not study.has_features():
         shell.keep(spec)

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from chaffinch import __version__, projection, registry
+from chaffinch import projection, registry
 from chaffinch.base.errors import InputError
 from chaffinch.base.files import sha256_file
 from chaffinch.data import NoisyDataset, Truth
@@ -221,12 +221,6 @@ class TestTable:
         assert list(blind.table([blind.detect("knn-distance")])) == [
             "id", "label", "knn-distance_score", "knn-distance_flag",
         ]  # fmt: skip
-
-    def test_manifest(self, study, blobs):
-        assert json.loads(study.manifest([Cut("lsa", budget=0.2), Cut("small-loss")])) == {
-            "chaffinch": __version__, "dataset": "blobs", "digest": blobs.digest, "encoder": "features",
-            "detectors": ["lsa@budget=0.2", "small-loss"], "seed": 0,
-        }  # fmt: skip
 
 
 class TestMap:

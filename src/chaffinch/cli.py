@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +67,20 @@ def _detect(args: argparse.Namespace) -> int:
     if every:  # those that are named besides keep their cut
         named = {c.detector: c for c in cuts}
         cuts = [named.get(slug, Cut(slug)) for slug in sorted({*registry.methods("detector"), *named})]
-    study.embed(meter)
+    study.embed(meter, device=args.device)
     done, skipped = run_detectors(study, cuts, skip=every, report=meter)
     if not done:
         raise InputError("no detector could run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
     chosen = {c.detector: c for c in cuts}
-    results = {d.slug: study.figures(d, d.flags(chosen[d.slug])) for d in done}
+    results = {}
+    for d in list(done):
+        try:
+            results[d.slug] = study.figures(d, d.flags(chosen[d.slug]))
+        except InputError as error:
+            if not every:
+                raise InputError(f"{d.slug}: {error}") from error
+            done.remove(d)
+            skipped[d.slug] = str(error)
     meter("detectors", 1.0)
     if out:
         write_table(study.table(done, cuts), out)
@@ -134,6 +145,9 @@ def method_rows(workspace: str | None = None) -> list[dict[str, Any]]:
             )
     losses = registry.methods("loss")
     for slug, (_, card) in encoder_cards(Workspace(workspace)).items():
+        if reason := card.get("error"):
+            print(f"warning: {reason}", file=sys.stderr)
+            continue
         source = losses[card["loss"]].card if card["loss"] in losses else None
         rows.append(
             {
@@ -158,6 +172,7 @@ def _embed(args: argparse.Namespace) -> int:
     workspace = Workspace(args.workspace)
     study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed)
     report: Any = meter
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a stopped job leaves no temporary files behind
     if args.job:
         last = [0.0]
 
@@ -167,7 +182,7 @@ def _embed(args: argparse.Namespace) -> int:
                 workspace.note(args.job, {"what": what, "share": share, "pid": os.getpid()})
 
     try:
-        study.embed(report)
+        study.embed(report, device=args.device)
         report("neighbours", 0.0)
         study.map(args.map, report)
     except InputError as error:
@@ -194,6 +209,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
     from .encoders.augment import Augment
     from .encoders.train import Recipe, train_encoder
     from .spec import check_seed
+    from .study import encoder_cards
     from .workspace import Workspace
 
     recipe = Recipe(
@@ -204,7 +220,15 @@ def _train_encoder(args: argparse.Namespace) -> int:
     check_seed(args.seed)
     dataset = open_dataset(args.dataset)
     name = args.name or (args.loss if args.out else f"{args.loss}-{dataset.digest[:8]}")
-    folder = Path(args.out) if args.out else Workspace(args.workspace).folder("encoders")
+    workspace = Workspace(args.workspace)
+    folder = Path(args.out) if args.out else workspace.folder("encoders")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise InputError(f"--name {name!r}: use letters, digits, '.', '_' and '-'")
+    path = folder / f"{name}.safetensors"
+    if path.exists() and not args.overwrite:
+        raise InputError(f"{path} is trained already; give it another --name, or --overwrite it")
+    if not args.out and encoder_cards(workspace).get(name, (path,))[0] != path:
+        raise InputError(f"--name {name}: a shipped encoder is called so; choose another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -221,7 +245,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on from the last whole epoch in {folder}", file=sys.stderr)
         return 1
-    print(f"trained: {folder / name}.safetensors")
+    print(f"trained: {path}")
     return 0
 
 
@@ -230,7 +254,11 @@ def _app(args: argparse.Namespace) -> int:
 
     environment = dict(os.environ)
     if args.workspace:
-        environment["CHAFFINCH_HOME"] = str(Path(args.workspace).resolve())
+        environment["CHAFFINCH_HOME"] = args.workspace
+    for name in ("CHAFFINCH_HOME", "CHAFFINCH_ASSETS"):  # the server changes its folder
+        if environment.get(name):
+            environment[name] = str(Path(environment[name]).expanduser().resolve())
+    spec = Spec(encoder=args.encoder, seed=args.seed)
     if args.dataset:
         from .data.sources import fingerprint
 
@@ -239,12 +267,15 @@ def _app(args: argparse.Namespace) -> int:
         if source == "arrays":
             name = f"arrays:{Path(path).expanduser().resolve()}"
         fingerprint(name)  # a file that is not there is an error now, not in the browser
-        environment["CHAFFINCH_SPEC"] = Spec(dataset=name, encoder=args.encoder).to_toml()
+        spec = replace(spec, dataset=name)
+    environment["CHAFFINCH_SPEC"] = spec.to_toml()
     if args.host not in ("127.0.0.1", "localhost"):
         print(f"note: the app listens on {args.host} and can be opened from other machines", file=sys.stderr)
     url = f"http://{args.host}:{args.port}"
     print(f"chaffinch is at {url} (stop it with Ctrl-C)", flush=True)
-    command = [sys.executable, "-m", "chaffinch.ui.serve", args.host, str(args.port), *(["--browser"] * args.browser)]
+    # -P: what lies in the current folder is not code of ours
+    command = [sys.executable, "-P", "-m", "chaffinch.ui.serve", args.host, str(args.port)]
+    command += ["--browser"] * args.browser
     if os.name == "posix":
         os.execve(sys.executable, command, environment)
     return subprocess.call(command, env=environment)
@@ -279,16 +310,19 @@ def _parser() -> argparse.ArgumentParser:
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument("dataset", help="fashion-web[:noise=0.6,ood=0.5,flips=asymmetric,seed=3] or arrays:PATH.npz")
     encoded = argparse.ArgumentParser(add_help=False)
+    devices = argparse.ArgumentParser(add_help=False)
+    devices.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     encoded.add_argument("--encoder", default="simclr", help="slug of an encoder, or 'features' (default simclr)")
 
-    app = commands.add_parser("app", parents=[common, encoded], help="open the app in the browser")
+    shared = [seeded, devices, common]
+    app = commands.add_parser("app", parents=[common, encoded, seeded], help="serve the app")
     app.add_argument("dataset", nargs="?", help="dataset to open (default: the bundled one)")
     app.add_argument("--host", default="127.0.0.1")
     app.add_argument("--port", type=int, default=8501)
     app.add_argument("--browser", action="store_true", help="open a browser window too")
     app.set_defaults(run=_app)
 
-    detect = commands.add_parser("detect", parents=[data, encoded, seeded, common], help="score and flag samples")
+    detect = commands.add_parser("detect", parents=[data, encoded, *shared], help="score and flag samples")
     detect.add_argument(
         "--detector", action="append", metavar="SLUG[@budget=SHARE|@score=VALUE]",
         help="which (repeat for several), or 'all'; default lsa and small-loss",
@@ -301,13 +335,13 @@ def _parser() -> argparse.ArgumentParser:
     methods.add_argument("--json", action="store_true", help="one JSON document on standard output")
     methods.set_defaults(run=_methods)
 
-    embed = commands.add_parser("embed", parents=[data, encoded, seeded, common], help="compute features and the map")
+    embed = commands.add_parser("embed", parents=[data, encoded, *shared], help="compute features and the map")
     embed.add_argument("--map", choices=("umap", "pca"), default="umap")
     embed.add_argument("--ship", metavar="DIR", help="also write them, compressed, into this folder")
     embed.add_argument("--job", help=argparse.SUPPRESS)
     embed.set_defaults(run=_embed)
 
-    train = commands.add_parser("train-encoder", parents=[data, seeded, common], help="train a contrastive encoder")
+    train = commands.add_parser("train-encoder", parents=[data, *shared], help="train a contrastive encoder")
     train.add_argument("--loss", default="simclr")
     train.add_argument("--epochs", type=int, default=40)
     train.add_argument("--batch", type=int, default=512)
@@ -315,8 +349,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--learning-rate", type=float, default=3e-3)
     train.add_argument("--architecture", default="preact-resnet-32-64-128")
     train.add_argument("--no-flip", action="store_true", help="no horizontal flips (for digits and text)")
-    train.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     train.add_argument("--name", help="of the encoder (default: the loss and the dataset's key)")
+    train.add_argument("--overwrite", action="store_true", help="train again what is trained already")
     train.add_argument("--out", metavar="DIR", help="folder of the checkpoint (default: the workspace)")
     train.set_defaults(run=_train_encoder)
 

@@ -102,8 +102,6 @@ class Evidence:
         slug, arguments = detector.card.slug, {"X": self.features, "y": self.observed.labels}
         if getattr(detector, "k", 0) > self.k:  # more neighbours than usual: find them once, for everyone
             self.k, self._neighbors = detector.k, None
-        if getattr(detector, "k", 0) > self.k:  # asked for more neighbours than usual: find them once, for everyone
-            self.k, self._neighbors = detector.k, None
         for piece in detector.needs():
             if piece == "features":
                 if self.features is None:

@@ -34,6 +34,8 @@ class Cut:
     def __post_init__(self) -> None:
         if self.budget is not None and self.score is not None:
             raise InputError(f"{self.detector}: give a budget or a score, not both")
+        if self.budget is not None and not 0 <= self.budget <= 1:
+            raise InputError(f"{self.detector}: budget must be a share between 0 and 1, got {self.budget}")
 
     @classmethod
     def parse(cls, text: str) -> Cut:
@@ -46,9 +48,11 @@ class Cut:
         name, _, value = rule.partition("=")
         if slug and not at:
             return cls(slug)
+        number = math.nan
         with contextlib.suppress(ValueError):
-            if slug and name in ("budget", "score") and math.isfinite(number := float(value)):
-                return cls(slug, **{name: number})
+            number = float(value)
+        if slug and name in ("budget", "score") and math.isfinite(number):
+            return cls(slug, **{name: number})
         raise InputError(f"{text!r}: write DETECTOR, DETECTOR@budget=SHARE or DETECTOR@score=VALUE")
 
     def __str__(self) -> str:

@@ -5,7 +5,6 @@ The app, the command line and notebooks all work through it.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,11 +17,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from . import __version__, projection, registry
+from . import projection, registry
 from .base.errors import InputError, MissingEvidence
 from .base.files import assets_dir, digest, read_json
 from .card import KINDS
-from .data import NoisyDataset, open_dataset
+from .data import OOD, NoisyDataset, open_dataset
 from .data.dataset import finite_rows
 from .detectors.base import cut
 from .evidence import Evidence
@@ -86,13 +85,19 @@ class Detection:
 
 
 def encoder_cards(workspace: Workspace) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """The encoders at hand: name -> (path of the weights, model card); the workspace's own come after the shipped."""
+    """The encoders at hand: name -> (path of the weights, model card); the workspace's own come after the shipped.
+
+    A card that cannot be read is given as ``{"error": why}``, so that it disables its own encoder only.
+    """
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for folder in (assets_dir() / "encoders", workspace.root / "encoders"):
         for path in sorted(folder.glob("[!.]*.json")):  # a dot begins what is just being written
-            card = read_json(path)
-            if not isinstance(card, dict) or not set(card) >= CARD_FIELDS:
-                raise InputError(f"{path} is not a model card of chaffinch; remove it, or train the encoder again")
+            try:
+                card = read_json(path)
+            except InputError as error:
+                card = {"error": str(error)}
+            if not isinstance(card, dict) or not ("error" in card or set(card) >= CARD_FIELDS):
+                card = {"error": f"{path} is not a model card of chaffinch; remove it, or train the encoder again"}
             found.setdefault(path.stem, (path.with_suffix(".safetensors"), card))
     return found
 
@@ -157,9 +162,11 @@ class Study:
                 f"there is no encoder called {self.encoder!r}; there are {', '.join(cards) or 'none'}. "
                 f"'chaffinch train-encoder {self.dataset.name}' trains one"
             )
+        if reason := cards[self.encoder][1].get("error"):
+            raise InputError(reason)
         return cards[self.encoder]
 
-    def embed(self, report: Report | None = None) -> NDArray[np.float32] | None:
+    def embed(self, report: Report | None = None, *, device: str = "auto") -> NDArray[np.float32] | None:
         """Features (N, D): those of the data, stored ones, or computed now. None if there is nothing to embed.
 
         Raises:
@@ -178,7 +185,7 @@ class Study:
 
             encoder = load_encoder(path)
             tell = (lambda share: report("embedding", share)) if report else None
-            return {"features": encoder.embed(images, device=pick_device(), progress=tell)}
+            return {"features": encoder.embed(images, device=pick_device(device), progress=tell)}
 
         features = self.workspace.remember("features", self.key, make)["features"]
         finite_rows(features, "features")
@@ -224,6 +231,8 @@ class Study:
                 "info": pack(info),
             }
 
+        if key in self._detections:  # known results wait for nobody
+            return self._detections[key]
         with self.lock:
             if key not in self._detections:
                 found = self.workspace.remember("detect", key, make)
@@ -296,6 +305,8 @@ class Study:
             quality = map_quality(features, xy, k=k, seed=self.seed) if len(xy) > 4 else {}
             return {"xy": xy, "quality": pack(quality)}
 
+        if kind in self._maps:
+            return self._maps[kind]["xy"]
         with self.lock:
             if kind not in self._maps:
                 self._maps[kind] = self.workspace.remember("map", self.map_key(kind), make)
@@ -335,7 +346,8 @@ class Study:
         names = np.array([*self.observed.classes, "(none)"])
         columns: dict[str, Any] = {"id": self.observed.ids, "label": names[self.observed.labels]}
         if self.truth is not None:
-            columns["true_label"] = names[self.truth.labels]  # position -1 is "(none)"
+            known = np.where(self.truth.kind == OOD, "(none)", "")  # empty: only the kind is known
+            columns["true_label"] = np.where(self.truth.labels >= 0, names[self.truth.labels], known)
             columns["kind"] = np.array(KINDS)[self.truth.kind]
         chosen = {c.detector: c for c in cuts}
         for found in detections:
@@ -344,19 +356,6 @@ class Study:
             if found.suggestions is not None:
                 columns[f"{found.slug}_suggestion"] = names[found.suggestions]
         return pd.DataFrame(columns)
-
-    def manifest(self, cuts: Sequence[Cut]) -> str:
-        """A JSON text that says what made a table: dataset, encoder, detectors and cuts, seed, version."""
-        return json.dumps(
-            {
-                "chaffinch": __version__,
-                "dataset": self.dataset.name,
-                "digest": self.dataset.digest,
-                "encoder": self.encoder,
-                "detectors": [str(c) for c in cuts],
-                "seed": self.seed,
-            }
-        )
 
 
 def run_detectors(

@@ -39,7 +39,8 @@ class Votes:
 def vote(n: int, detections: Sequence[Detection], cuts: Sequence[Cut], least: int = 1) -> Votes:
     """Flags of all detectors that are on, and which samples at least ``least`` of them flag.
 
-    A cut that would flag everything is reported in ``problems`` and the detector's own rule is used instead.
+    A cut that would flag everything is reported in ``problems``; the detector's own rule is used instead, or nothing
+    is flagged if that rule is the one that flags everything.
     """
     chosen = {c.detector: c for c in cuts}
     flags, problems = {}, {}
@@ -47,8 +48,9 @@ def vote(n: int, detections: Sequence[Detection], cuts: Sequence[Cut], least: in
         try:
             flags[found.slug] = found.flags(chosen.get(found.slug))
         except InputError as error:
-            problems[found.slug] = str(error)
-            flags[found.slug] = found.own
+            own = not found.own.all()
+            problems[found.slug] = f"{error}; {'its own rule is used instead' if own else 'nothing is flagged'}"
+            flags[found.slug] = found.own if own else np.zeros(n, bool)
     count = np.zeros(n, np.int64)
     for flagged in flags.values():
         count += flagged
@@ -165,7 +167,8 @@ def inspect(study: Study, position: int, detections: Sequence[Detection], votes:
     )
     near: tuple[tuple[int, str, float], ...] = ()
     if study.features is not None:
-        table = study.evidence.neighbors
+        with study.lock:
+            table = study.evidence.neighbors
         columns = zip(table.indices[position, :k], table.similarity[position, :k], strict=True)
         near = tuple((int(j), classes[observed.labels[j]], float(s)) for j, s in columns)
     true = None

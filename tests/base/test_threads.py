@@ -3,13 +3,21 @@
 import pytest
 from threadpoolctl import threadpool_info
 
+from chaffinch.base.errors import InputError
 from chaffinch.base.threads import blas_threads, cores
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [("3", 3), ("1", 1), ("0", 1), ("-2", 1)])
+@pytest.mark.parametrize(("wanted", "expected"), [("3", 3), ("1", 1)])
 def test_environment_decides(monkeypatch, wanted, expected):
     monkeypatch.setenv("CHAFFINCH_THREADS", wanted)
     assert cores() == expected
+
+
+@pytest.mark.parametrize("wanted", ["0", "-2", "two", "1.5"])
+def test_nonsense_is_refused_by_name(monkeypatch, wanted):
+    monkeypatch.setenv("CHAFFINCH_THREADS", wanted)
+    with pytest.raises(InputError, match="CHAFFINCH_THREADS must be a whole number"):
+        cores()
 
 
 def test_without_environment(monkeypatch):

@@ -202,6 +202,17 @@ def test_narrow_and_dark(visit: Any, scheme: str) -> None:
     picture(wide, f"explore-{scheme}")
 
 
+def test_names_in_a_link_are_never_markup(browser: Any, server: str) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server}/?encoder=![x](http://evil.example/p.png)&label=![x](http://evil.example/q.png)")
+    page.wait_for_selector("text=there is no encoder called")
+    page.wait_for_timeout(500)
+    assert not [url for url in asked if foreign(url, server)]
+    page.close()
+
+
 def test_bad_input_is_a_message(visit: Any, browser: Any, server: str) -> None:
     page = browser.new_page()
     page.goto(f"{server}/?dataset=arrays:/nowhere/none.npz")

@@ -173,7 +173,7 @@ def test_cosine_rows_are_view_major():
     assert cosine_rows(z).tolist() == [[1, 0], [0, -1], [0, 1], [-1, 0]]
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
 def test_temperature_must_be_above_zero(temperature):
     with pytest.raises(ValueError, match="temperature must be above 0"):
         NTXent(temperature)

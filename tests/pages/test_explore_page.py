@@ -1,6 +1,7 @@
 """The Explore page through app.py, without a browser: what it shows, what switches do, how it fails."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,75 @@ def test_a_detector_switched_on_again_shows_its_cut_at_once(open_app, spec):
     assert "rule-lsa" not in {g.key for g in app.button_group}
     app.toggle(key="on-lsa").set_value(True).run()
     assert "rule-lsa" in {g.key for g in app.button_group}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("fashion-web:noise=7", "between 0 and 1"),
+        ("fashion-web:colour=1", "no option"),
+        ("nothing:x", "unknown dataset"),
+    ],
+)
+def test_a_bad_dataset_in_a_link_is_explained(open_app, dataset, message):
+    app = open_app(Spec(dataset=dataset))
+    assert message in app.error[0].value
+
+
+def test_a_link_with_any_seed_opens(open_app):
+    app = open_app(Spec(dataset="fashion-web:n=40,seed=20000", encoder="nothing"))
+    assert app.number_input[0].value == 20000
+
+
+def test_a_broken_model_card_disables_only_itself(open_app, spec, workspace):
+    (workspace.folder("encoders") / "broken.json").write_text("{")
+    app = open_app(spec)
+    assert not app.error
+    app = open_app(Spec(dataset="fashion-web:n=40", encoder="broken"))
+    assert "cannot be read as JSON" in app.error[0].value
+
+
+def test_nothing_in_a_message_becomes_markup():
+    from chaffinch.ui.shell import plain
+
+    assert plain("![x](http://a.b/c.png)") == r"\!\[x\]\(http\:\/\/a\.b\/c\.png\)".replace(r"\/", "/")
+
+
+def wait_for(true, seconds: float = 90):
+    until = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    return value
+
+
+def test_a_job_that_fails_says_why_until_it_is_tried_again(open_app, arrays_file, workspace):
+    colour = np.zeros((180, 12, 12, 3), np.uint8)
+    spec = Spec(dataset=f"arrays:{arrays_file(features=None, images=colour)}")
+    app = open_app(spec)
+    assert not app.error
+    note = next(workspace.folder("notes").glob("embed-*.json"))
+    wait_for(lambda: "error" in (workspace.noted(note.stem) or {}))
+    for _ in range(2):  # it stays
+        app.run()
+        assert "trained on pictures with 1 channel" in app.error[0].value.replace("\\", "")
+    assert app.button(key="job-resume").label == "Try again"
+
+
+def test_a_job_is_shared_by_tabs_and_can_be_stopped(open_app, arrays_file, workspace, monkeypatch):
+    grey = np.zeros((180, 28, 28), np.uint8)
+    spec = Spec(dataset=f"arrays:{arrays_file(features=None, images=grey)}")
+    first = open_app(spec)
+    note = next(workspace.folder("notes").glob("embed-*.json"))
+    pid = workspace.noted(note.stem)["pid"]
+    open_app(spec)
+    assert workspace.noted(note.stem)["pid"] == pid
+    first.button(key="job-stop").click().run()
+    assert "Stopped" in first.info[0].value
+    assert workspace.noted(note.stem) == {"stopped": True}
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}") or not os.path.exists("/proc"))
+    assert not list(workspace.root.rglob(".*.npz"))  # nothing half-written stays
+    first.button(key="job-resume").click().run()
+    wait_for(lambda: workspace.noted(note.stem) == {"done": True})
+    first.run()
+    assert "<b>180</b><span>samples</span>" in strip(first)

@@ -11,11 +11,15 @@ import os
 from contextlib import AbstractContextManager
 from typing import Any
 
+from .errors import InputError
+
 
 def cores() -> int:
     """Cores this process may use, or ``CHAFFINCH_THREADS`` where that is set."""
     if wanted := os.environ.get("CHAFFINCH_THREADS"):
-        return max(1, int(wanted))
+        if not wanted.isdigit() or int(wanted) < 1:
+            raise InputError(f"CHAFFINCH_THREADS must be a whole number from 1, got {wanted!r}")
+        return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 

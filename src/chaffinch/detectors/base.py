@@ -76,10 +76,8 @@ def cut(scores: Array, own: Flags, *, budget: float | None = None, threshold: fl
     else:
         flags = own
     if flags.all():
-        raise InputError(
-            f"this cut flags all {len(flags)} samples, so nothing would be left; "
-            "lower the budget or raise the threshold"
-        )
+        remedy = "choose another cut, such as a budget" if flags is own else "lower the budget or raise the threshold"
+        raise InputError(f"this cut flags all {len(flags)} samples, so nothing would be left; {remedy}")
     return flags
 
 

@@ -83,10 +83,10 @@ class LinearSeparation(Detector):
         agreement = float(np.mean((self.scores_ > 0) == seeds))
         if agreement >= self.collapse:
             self.scores_ = separate(X, seeds, folds=5, C=0.01, seed=self.seed)
-            self.info_["cross_fitted"] = True
+            self.info_["cross_fitted"] = bool(min(seeds.sum(), (~seeds).sum()) > 1)  # one sample makes no two folds
             self.info_["note"] = (
                 f"the plane agreed with its seeds on {agreement:.1%} of the samples, so it would have added nothing; "
-                "it was cross-fitted with a penalty instead"
+                f"it was {'cross-fitted' if self.info_['cross_fitted'] else 'fitted again'} with a penalty instead"
             )
         self.flags_ = self.scores_ > 0
         self.info_["seed_agreement"] = float(np.mean(self.flags_ == seeds))

@@ -44,7 +44,8 @@ class Augment:
         theta[:, 0, 2] = uniform(-1, 1) * (1 - width)
         theta[:, 1, 2] = uniform(-1, 1) * (1 - height)
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        edge = "zeros" if x.device.type == "mps" else "border"  # MPS of older torch has no border padding
+        x = F.grid_sample(x, grid, padding_mode=edge, align_corners=False)
         if self.jitter:
             brightness = uniform(1 - self.jitter, 1 + self.jitter).view(b, 1, 1, 1)
             contrast = uniform(1 - self.jitter, 1 + self.jitter).view(b, 1, 1, 1)

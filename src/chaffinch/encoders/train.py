@@ -129,6 +129,8 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
     if observed.images is None:
         raise InputError(f"{dataset.name} has no pictures to train an encoder on")
     n = len(observed)
+    if not 0 < recipe.learning_rate < float("inf"):
+        raise InputError(f"the learning rate must be a number above 0, got {recipe.learning_rate}")
     batch = min(recipe.batch, n)
     if batch < 2:
         raise InputError(f"training needs at least two pictures in a batch, got {batch}")

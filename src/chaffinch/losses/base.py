@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..base.errors import InputError
 from ..card import MethodCard
 
 
@@ -61,10 +62,10 @@ def check_temperature(temperature: float) -> float:
     """Return a usable temperature.
 
     Raises:
-        ValueError: it is not above zero.
+        InputError: it is not a number above zero.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"temperature must be above 0 and finite, got {temperature}")
     return float(temperature)
 
 

@@ -15,17 +15,18 @@ _OPENING = threading.Lock()
 
 
 def study(spec: Spec) -> Study:
-    """The study of a view; one per dataset (as it is now on disk), encoder and seed.
+    """The study of a view; one per dataset and encoder (as they are now on disk) and seed.
 
     Raises:
         InputError: the dataset cannot be opened.
     """
+    trained = encoder_cards(Workspace()).get(spec.encoder, (None, {}))[1].get("sha256", "")
     with _OPENING:
-        return _study(fingerprint(spec.dataset), spec.dataset, spec.encoder, spec.seed, str(Workspace().root))
+        return _study(fingerprint(spec.dataset), trained, spec.dataset, spec.encoder, spec.seed, str(Workspace().root))
 
 
 @lru_cache(maxsize=4)
-def _study(state: str, dataset: str, encoder: str, seed: int, workspace: str) -> Study:
+def _study(state: str, trained: str, dataset: str, encoder: str, seed: int, workspace: str) -> Study:
     return Study(dataset, encoder, workspace=Workspace(workspace), seed=seed)
 
 
@@ -49,7 +50,7 @@ def _sheets(of: Study) -> Sheets:
 def encoder_names() -> dict[str, str]:
     """The encoders at hand and one line on each, from their model cards."""
     return {
-        name: f"{card['loss']}, {card['epochs']} epochs on {card['dataset']} ({card['device']})"
+        name: card.get("error") or f"{card['loss']}, {card['epochs']} epochs on {card['dataset']} ({card['device']})"
         for name, (_, card) in encoder_cards(Workspace()).items()
     }
 
@@ -60,5 +61,6 @@ def warm(spec: Spec) -> None:
     if opened.has_features() and opened.has_map(spec.map):
         opened.map(spec.map)
         sheets(opened)
+        opened.evidence.neighbors  # noqa: B018  the inspector shows them
         for cut in spec.detectors:
             opened.detect(cut.detector)

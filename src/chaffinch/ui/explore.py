@@ -15,13 +15,14 @@ from .. import exports, registry, views
 from ..base.errors import InputError
 from ..card import KINDS
 from ..figures.palette import KIND_COLOURS
+from ..projection import SMALLEST
 from ..spec import MAPS, Cut, Spec
 from ..study import Detection, Study
 from ..thumbnails import picture_png
 from . import cached
 from .gallery import Tile, gallery
 from .scatter import Colours, MapEvent, inside, scatter_map
-from .shell import begin
+from .shell import begin, plain
 
 MOST_POINTS = 100_000
 PER_PAGE = 40
@@ -41,7 +42,7 @@ def compute_missing(study: Study, cuts: Sequence[Cut], known: dict[str, Detectio
     with st.sidebar:
         for slug in missing:
             if reason := refused.get(f"{study.key}-{slug}"):
-                st.warning(reason, icon=":material/block:")
+                st.warning(plain(reason), icon=":material/block:")
         if not ready:
             return
         bar = st.progress(0.0, text="Computing what the detectors share …")
@@ -74,7 +75,7 @@ def strip(study: Study, votes: views.Votes, within: NDArray[np.bool_] | None) ->
     note = "" if study.truth is not None else '<div class="cf-note">The truth is not known here: counts only.</div>'
     st.html(_STRIP_STYLE + f'<div class="cf-strip">{"".join(cells)}{note}</div>')
     for slug, problem in votes.problems.items():
-        st.warning(f"{slug}: {problem}. Its own rule is used instead.", icon=":material/warning:")
+        st.warning(plain(f"{slug}: {problem}"), icon=":material/warning:")
 
 
 _STRIP_STYLE = """<style>
@@ -97,7 +98,9 @@ def map_controls(spec: Spec, study: Study) -> Spec:
         key=begin("colour", spec.colour if spec.colour in options else options[0], options),
         format_func=lambda o: names.get(o, o),
     )
-    layout = b.segmented_control("Map", MAPS, format_func=str.upper, key=begin("layout", spec.map, MAPS))
+    layout = None
+    if study.observed.xy is None:
+        layout = b.segmented_control("Map", MAPS, format_func=str.upper, key=begin("layout", spec.map, MAPS))
     only = c.toggle("Grey out unflagged", key=begin("only-flagged", spec.only == "flagged"))
     return replace(spec, colour=colour, map=layout or spec.map, only="flagged" if only else "")
 
@@ -141,16 +144,19 @@ def draw_map(
 
 
 def map_footer(study: Study, kind: str) -> None:
-    """How far to trust the map."""
+    """How the map was made, and how far to trust it."""
     trust = study.map_trust(kind)
-    if trust:
+    made = "PCA" if len(study) < SMALLEST else kind.upper()
+    if study.observed.xy is not None:
+        st.caption("The coordinates of this map came with the data.")
+    elif trust:
         st.caption(
-            f"How far to trust this {kind.upper()} map (k = 10): trustworthiness {trust['trustworthiness']:.3f} "
+            f"How far to trust this {made} map (k = 10): trustworthiness {trust['trustworthiness']:.3f} "
             f"(1 = no false neighbours), continuity {trust['continuity']:.3f} (1 = none torn away), "
             f"{trust['preservation']:.0%} of each sample's nearest neighbours stay among its nearest on the map."
         )
     if len(study) > MOST_POINTS:
-        st.caption(f"{len(study):,} samples; the map draws all flagged ones and a random part of the rest.")
+        st.caption(f"{len(study):,} samples; the map draws {MOST_POINTS:,} of them, flagged ones first.")
 
 
 def gallery_panel(
@@ -185,6 +191,7 @@ def gallery_panel(
     order = views.gallery_order(study, judging, counted, show=show, label=label, within=within)
 
     pages = max(1, -(-len(order) // PER_PAGE))
+    usable = [c for c in spec.detectors if c.detector not in votes.problems]
     listed = (study.key, show, label, sort, len(order))
     if st.session_state.setdefault("_listed", listed) != listed:
         st.session_state["_listed"], st.session_state["page"] = listed, 1  # another list begins on its first page
@@ -192,7 +199,7 @@ def gallery_panel(
     page = int(b.number_input(f"Page of {pages:,}", 1, pages, key="page"))
     c.download_button(
         "CSV",
-        data=lambda: exports.to_csv(study.table(detections, spec.detectors).iloc[np.sort(order)]),
+        data=lambda: exports.to_csv(study.table(detections, usable).iloc[np.sort(order)]),
         file_name="chaffinch-selection.csv",
         mime="text/csv",
         icon=":material/download:",
@@ -228,7 +235,7 @@ def inspector(study: Study, seen: views.Inspection) -> tuple[bool, int | None]:
     """One sample, large: its labels, what each detector says, its neighbours. Returns (closed?, clicked neighbour)."""
     with st.container(border=True, key="inspector"):
         head, close = st.columns([6, 1], vertical_alignment="center")
-        head.markdown(f"##### Filed under {_plain(seen.given)}")
+        head.markdown(f"##### Filed under {plain(seen.given)}")
         closed = close.button("Close", icon=":material/close:", key="close-inspector", help="Close the inspector")
         left, right = st.columns([2, 3])
         if study.observed.images is not None:
@@ -243,11 +250,6 @@ def inspector(study: Study, seen: views.Inspection) -> tuple[bool, int | None]:
             ]
             clicked = gallery(tiles, cached.sheets(study), key="neighbours", tile=56)
     return closed, clicked
-
-
-def _plain(text: str) -> str:
-    """A class name as markdown that means nothing but itself."""
-    return "".join("\\" + c if c in r"\`*_{}[]()#+-.!|~$:<>" else c for c in text)
 
 
 def _facts(seen: views.Inspection) -> str:

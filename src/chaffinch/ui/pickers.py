@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import streamlit as st
@@ -12,7 +13,7 @@ from ..data.fashion_web import FLIPS, Draw
 from ..spec import Cut, Spec
 from ..study import OWN_FEATURES, Detection, Study
 from . import cached
-from .shell import begin
+from .shell import begin, plain
 
 BUNDLED = "fashion-web"
 
@@ -29,7 +30,8 @@ def dataset_and_encoder(spec: Spec) -> Spec:
             options,
             key=begin("encoder", spec.encoder, options),
             format_func=lambda slug: "features in the data" if slug == OWN_FEATURES else slug,
-            help="What turns pictures into features. " + "; ".join(f"**{k}**: {v}" for k, v in names.items()),
+            help="What turns pictures into features. "
+            + "; ".join(f"**{plain(k)}**: {plain(v)}" for k, v in names.items()),
         )
     if name != spec.dataset or encoder != spec.encoder:
         spec = replace(spec, dataset=name, encoder=encoder, sample="", label="")
@@ -37,29 +39,31 @@ def dataset_and_encoder(spec: Spec) -> Spec:
 
 
 def _dataset(current: str) -> str:
-    sources = {"bundled": "fashion-web (bundled)", "arrays": "Arrays (.npz file)"}
+    sources = {"bundled": "fashion-web (bundled)", "own": "Data of your own"}
     bundled = current.partition(":")[0] == BUNDLED
     source = st.selectbox(
         "Dataset",
         list(sources),
-        key=begin("source", "bundled" if bundled else "arrays"),
+        key=begin("source", "bundled" if bundled else "own"),
         format_func=sources.__getitem__,
         label_visibility="collapsed",
     )
-    if source == "arrays":
-        path = st.text_input(
+    if source == "own":
+        name = st.text_input(
             "File",
-            key=begin("file", "" if bundled else current.partition(":")[2]),
+            key=begin("file", "" if bundled else current.removeprefix("arrays:")),
             placeholder="/path/to/arrays.npz",
             help="An .npz archive with labels and at least one of images, features, pred_probs.",
-        )
-        return f"arrays:{path.strip()}" if path.strip() else current
-    draw = Draw.parse(current.partition(":")[2]) if bundled else Draw()
+        ).strip()
+        return (f"arrays:{name}" if name.endswith(".npz") else name) or current
+    draw = Draw()
+    with contextlib.suppress(InputError):  # the page explains what is wrong with it; a new draw mends it
+        draw = Draw.parse(current.partition(":")[2] if bundled else "")
     with st.expander(f"Noise: {draw.noise:.0%}, {draw.ood:.0%} of it foreign"), st.form("draw", border=False):
-        noise = st.slider("Noisy pictures", 0, 90, round(draw.noise * 100), 5, format="%d%%")
+        noise = st.slider("Noisy pictures", 0, 100, round(draw.noise * 100), 5, format="%d%%")
         ood = st.slider("of them out-of-distribution", 0, 100, round(draw.ood * 200) // 2, format="%d%%")
         flips = st.selectbox("Wrong labels are", FLIPS, index=FLIPS.index(draw.flips))
-        seed = int(st.number_input("Seed of the draw", 0, 9999, draw.seed))
+        seed = int(st.number_input("Seed of the draw", 0, 2**31 - 1, draw.seed))
         if st.form_submit_button("Draw again", width="stretch"):
             kept = draw.ood if ood == round(draw.ood * 200) // 2 else ood / 100
             return str(replace(draw, noise=noise / 100, ood=kept, flips=flips, seed=seed))
@@ -69,7 +73,7 @@ def _dataset(current: str) -> str:
 def about(study: Study) -> None:
     """One line on where the dataset comes from."""
     if study.dataset.note:
-        st.sidebar.caption(study.dataset.note)
+        st.sidebar.caption(plain(study.dataset.note))
 
 
 def detectors(spec: Spec, study: Study) -> Spec:
@@ -118,9 +122,9 @@ def _cut(cut: Cut, found: Detection, study: Study) -> Cut:
         )
         own = float(found.own.mean())
         if rule == "budget":
-            start = min(95.0, round((own if cut.budget is None else cut.budget) * 100, 1))
+            start = round((own if cut.budget is None else cut.budget) * 100, 1)
             share = st.slider(
-                f"Budget of {slug}", 0.0, 95.0, step=0.1, format="%.1f%%",
+                f"Budget of {slug}", 0.0, 100.0, step=0.1, format="%.1f%%",
                 key=begin(f"budget-{slug}", start), label_visibility="collapsed",
             )  # fmt: skip
             cut = Cut(slug, budget=round(share / 100, 4))
@@ -131,16 +135,16 @@ def _cut(cut: Cut, found: Detection, study: Study) -> Cut:
                 f"Score of {slug}", low, high, step=(high - low) / 500, format="%.3g",
                 key=begin(f"score-{slug}-{study.key[:6]}", start), label_visibility="collapsed",
             )  # fmt: skip
-            cut = Cut(slug, score=float(f"{value:.6g}"))
+            cut = Cut(slug, score=max(low, float(f"{value:.6g}")))
         else:
             cut = Cut(slug)
         try:
             flagged = int(found.flags(cut).sum())
             st.caption(f"flags {flagged:,} ({flagged / n:.1%})")
         except InputError:
-            st.caption("would flag every sample: its own rule is used instead")
+            st.caption("would flag every sample")
         if note := found.info.get("note"):
-            st.caption(f":material/info: {note}")
+            st.caption(f":material/info: {plain(note)}")
     return cut
 
 

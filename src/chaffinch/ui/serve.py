@@ -16,11 +16,13 @@ def main(host: str, port: str, *rest: str) -> None:
     """Serve the app until it is stopped; ``--browser`` opens a window too."""
     from streamlit.web import cli
 
+    os.chdir(bundle_dir())  # the settings in .streamlit/config.toml are read from the current folder
     # the first view is opened while the server starts, so that the first visitor waits for nothing
     threading.Thread(target=_warm, name="warm", daemon=True).start()
-    os.chdir(bundle_dir())  # the settings in .streamlit/config.toml are read from the current folder
     options = ["--server.address", host, "--server.port", port]
     options += ["--server.headless", "false" if "--browser" in rest else "true"]
+    if host not in ("127.0.0.1", "localhost"):  # whoever opens the app to others decides by what name they come
+        options += ["--server.allowedHosts", "*"]
     cli.main(["run", "app.py", *options], standalone_mode=False)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import streamlit as st
 
 from ..base.errors import InputError
-from ..base.files import asset
+from ..base.files import assets_dir
 from ..spec import Spec
 
 
@@ -33,8 +33,9 @@ def resume() -> None:
 
 def frame() -> None:
     """First call of ``app.py``: title, icon and logo (from our own files: no other host is asked), spacing."""
-    logo = asset("brand", "logo.svg")
-    st.set_page_config(page_title="chaffinch", page_icon=str(logo), layout="wide")
+    logo = assets_dir() / "brand" / "logo.svg"
+    there = logo.is_file()
+    st.set_page_config(page_title="chaffinch", page_icon=str(logo) if there else None, layout="wide")
     st.html(
         "<style>.stMainBlockContainer{padding:2.6rem 2rem 3rem}"
         "@media(max-width:640px){.stMainBlockContainer{padding:4rem .8rem 2rem}}"
@@ -44,9 +45,11 @@ def frame() -> None:
         ".cf-brand span{font-size:.8rem;opacity:.7}</style>"
     )
     with st.sidebar:
-        picture = base64.b64encode(logo.read_bytes()).decode()
         words = "<div><b>chaffinch</b><span>the grain from the chaff</span></div>"
-        st.html(f'<div class="cf-brand"><img src="data:image/svg+xml;base64,{picture}" alt="">{words}</div>')
+        if there:
+            picture = base64.b64encode(logo.read_bytes()).decode()
+            words = f'<img src="data:image/svg+xml;base64,{picture}" alt="">{words}'
+        st.html(f'<div class="cf-brand">{words}</div>')
 
 
 def first_spec() -> Spec:
@@ -63,6 +66,8 @@ def keep(spec: Spec) -> Spec:
     """Remember the view in this session and in the URL, so that a copied link reproduces it."""
     st.session_state["_spec"] = spec
     query = spec.to_query()
+    if os.environ.get("CHAFFINCH_SPEC"):  # an empty link would mean the view the app was started with
+        query = {"dataset": spec.dataset, **query}
     if st.query_params.to_dict() != query:
         st.query_params.from_dict(query)
     return spec
@@ -79,11 +84,16 @@ def begin(key: str, value: object, options: Sequence[object] | None = None) -> s
     return key
 
 
+def plain(text: str) -> str:
+    """Text as markdown that means nothing but itself: names and errors may hold anything, pictures' addresses too."""
+    return "".join("\\" + c if c in r"\`*_{}[]()#+-.!|~$:<>&" else c for c in text)
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Show an input error as a message in place of the rest of the page."""
     try:
         yield
     except InputError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(plain(str(error)), icon=":material/error:")
         st.stop()
