@@ -187,3 +187,22 @@ def test_saving_again_replaces(saved, images):
     assert other.save(saved.parent) == saved
     np.testing.assert_array_equal(load_encoder(saved).embed(images), other.embed(images))
     assert replace(load_encoder(saved).card, sha256="") == card()
+
+
+def test_the_shipped_card_says_what_is_measured(workspace):
+    """The figures on the card are those that its command gives, on the shipped features."""
+    from chaffinch.base.files import asset, read_json
+    from chaffinch.study import Study
+
+    card = read_json(asset("encoders", "simclr.json"))
+    study = Study(card["dataset"], card["name"], workspace=workspace)
+    assert card["dataset_digest"] == study.dataset.digest
+    assert set(card["metrics"]["detectors"]) >= {"lsa", "small-loss"}
+    for slug in ("lsa", "small-loss"):
+        found = study.detect(slug)
+        measured = study.figures(found, found.flags())
+        for name, value in card["metrics"]["detectors"][slug].items():
+            assert measured[name] == pytest.approx(value, abs=0.003), (slug, name)
+    assert card["metrics"]["detectors"]["lsa"]["auroc_ood"] >= 0.975
+    assert card["metrics"]["detectors"]["lsa"]["auroc_ood_vs_mislabelled"] >= 0.97
+    assert card["metrics"]["detectors"]["small-loss"]["auroc_mislabelled"] >= 0.96

@@ -51,7 +51,9 @@ def _dataset(current: str) -> str:
     if source == "own":
         name = st.text_input(
             "File",
-            key=begin("file", "" if bundled else current.removeprefix("arrays:")),
+            key=begin(
+                "file", "" if bundled else current.removeprefix("arrays:") if current.endswith(".npz") else current
+            ),
             placeholder="/path/to/arrays.npz",
             help="An .npz archive with labels and at least one of images, features, pred_probs.",
         ).strip()
