@@ -10,11 +10,15 @@ from chaffinch.ui import cached, explore, jobs, pickers, shell
 shell.enter("pages/explore.py")
 
 with shell.explained():
-    spec = pickers.dataset_and_encoder(shell.first_spec())
+    before = shell.current_spec()
+    spec = pickers.dataset_and_encoder(before)
+    if not spec.dataset:
+        st.info("Enter the path of an .npz archive in the sidebar: labels, and one of images, features, pred_probs.")
+        st.stop()
     study = cached.study(spec)
     if not study.has_features():
         shell.keep(spec)
-        st.subheader("The pictures are being embedded")
+        st.subheader("These pictures have to be embedded first")
         st.caption("This happens once for a draw and an encoder; the result is kept.")
         jobs.prepare(study, spec)
         st.stop()
@@ -34,7 +38,7 @@ with shell.explained():
         if kind != spec.map:
             st.caption("PCA is shown while UMAP is being computed.")
             jobs.prepare(study, spec)
-        explore.map_footer(study, kind)
+        explore.map_footer(study, kind, focus)
         spec = replace(spec, outline=views.spell_outline(event.polygon))
     with top:
         explore.strip(study, votes, within)
@@ -49,7 +53,6 @@ with shell.explained():
                 clicked = near if near is not None else clicked
     if clicked is not None:
         spec = replace(spec, sample=study.name_of(clicked))
-    before = shell.first_spec()
     shell.keep(spec)
     if spec.sample != before.sample:
         st.rerun()

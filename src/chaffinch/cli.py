@@ -21,6 +21,11 @@ from typing import Any
 from . import __version__
 from .base.errors import InputError
 
+DATASET_HELP = """fashion-web, a draw such as fashion-web:noise=0.6,ood=0.5,flips=asymmetric,seed=3,n=6000 (noise: share
+of noisy pictures; ood: share of those that is foreign; flips: symmetric, asymmetric or instance), or arrays:PATH.npz
+with labels (N,) and one or more of images (N,H,W[,3]) uint8, features (N,D), pred_probs (N,C); optional classes, ids,
+true_labels (-1 = foreign), kind, xy (N,2)"""
+
 
 class Meter:
     """One line on standard error that is rewritten: what is being done, how much of it, how long it will take."""
@@ -174,11 +179,11 @@ def _embed(args: argparse.Namespace) -> int:
     report: Any = meter
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a stopped job leaves no temporary files behind
     if args.job:
-        last = [0.0]
+        told: dict[str, float] = {}
 
         def report(what: str, share: float) -> None:
-            if share >= 1 or time.monotonic() - last[0] > 0.2:
-                last[0] = time.monotonic()
+            if share >= 1 or what not in told or time.monotonic() - told[what] > 0.2:
+                told[what] = time.monotonic()
                 workspace.note(args.job, {"what": what, "share": share, "pid": os.getpid()})
 
     try:
@@ -308,7 +313,7 @@ def _parser() -> argparse.ArgumentParser:
     seeded = argparse.ArgumentParser(add_help=False)
     seeded.add_argument("--seed", type=int, default=0, help="of everything that draws (default 0)")
     data = argparse.ArgumentParser(add_help=False)
-    data.add_argument("dataset", help="fashion-web[:noise=0.6,ood=0.5,flips=asymmetric,seed=3] or arrays:PATH.npz")
+    data.add_argument("dataset", help=DATASET_HELP)
     encoded = argparse.ArgumentParser(add_help=False)
     devices = argparse.ArgumentParser(add_help=False)
     devices.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")

@@ -76,6 +76,12 @@ class Detection:
             threshold=cut_.score if cut_ else None,
         )
 
+    @property
+    def own_threshold(self) -> float:
+        """The score above which as many samples lie as the method's own rule flags (ties aside)."""
+        k = int(self.own.sum())
+        return float(np.sort(self.scores)[max(0, len(self.scores) - 1 - k)])
+
     @cached_property
     def ranks(self) -> NDArray[np.float64]:
         """(N,) share of samples that are less suspicious, 0 to 1; the common scale of all detectors."""

@@ -202,6 +202,21 @@ def test_narrow_and_dark(visit: Any, scheme: str) -> None:
     picture(wide, f"explore-{scheme}")
 
 
+def test_another_draw_keeps_what_was_chosen(visit: Any) -> None:
+    page = visit("/?dataset=fashion-web:n=500&detectors=lsa,knn-label&colour=knn-label")
+    page.get_by_text("Noise: ").click()
+    page.get_by_label("Seed of the draw").fill("5")
+    page.get_by_role("button", name="Draw again").click()
+    page.wait_for_selector("text=have to be embedded first")
+    page.wait_for_selector(".chf-map[data-paint]")
+    page.wait_for_selector("text=How far to trust this UMAP")
+    settle(page)
+    assert "seed" in page.url
+    switches = {s.get_attribute("aria-label"): s.is_checked() for s in page.get_by_role("switch").all()}
+    assert [name for name, on in switches.items() if on] == ["Neighbour labels", "Linear separation (LSA)"]
+    assert page.locator(".chf-legend").inner_text().startswith("Suspicion rank")
+
+
 def test_names_in_a_link_are_never_markup(browser: Any, server: str) -> None:
     page = browser.new_page()
     asked: list[str] = []

@@ -31,22 +31,33 @@ def open_dataset(name: str) -> NoisyDataset:
         return fashion_web.load(rest)
     if source == "arrays":
         return _arrays(name, Path(rest).expanduser())
-    raise InputError(f"unknown dataset {name!r}; use fashion-web[:OPTIONS] or arrays:PATH.npz")
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> InputError:
+    return InputError(f"unknown dataset {name!r}; use fashion-web[:OPTIONS] or arrays:PATH.npz")
 
 
 def fingerprint(name: str) -> str:
     """A cheap text that changes whenever ``open_dataset(name)`` would give something else.
 
     Caches use it as their key: for a file, its path, size and time of change; for the bundled data, the draw.
+
+    Raises:
+        InputError: the name is unknown, its options are bad, or its file is not there.
     """
     source, _, rest = name.partition(":")
-    if source == "arrays":
+    if source == "fashion-web":
+        fashion_web.Draw.parse(rest)
+    elif source == "arrays":
         path = Path(rest).expanduser()
         try:
             state = path.stat()
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
         return f"{name}@{state.st_size}-{state.st_mtime_ns}"
+    else:
+        raise _unknown(name)
     return name
 
 
@@ -61,6 +72,13 @@ def _arrays(name: str, path: Path) -> NoisyDataset:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise InputError(f"{path} cannot be read as an .npz archive of plain arrays: {error}") from error
+        raise InputError(
+            f"{path} cannot be read as an .npz archive of plain arrays; if it holds text as pandas keeps it (Python "
+            "objects), save that with .astype(str)"
+        ) from error
     except Exception as error:  # zip, header, pickle and read errors all mean: this file is no use
         raise InputError(f"{path} cannot be read as an .npz archive of plain arrays: {error}") from error
     if unknown := sorted(set(data) - set(ARRAY_KEYS)):

@@ -12,8 +12,8 @@ CLASS_COLOURS = (
 SUSPICION = ("#3B4CC0", "#7FA6D6", "#D8D3C8", "#E59A6C", "#B40426")
 """Low to high suspicion: blue over grey to red, distinguishable without colour vision by lightness at both ends."""
 
-VOTES = ("#9AA5B1", "#F0B35A", "#E0762F", "#B5371C", "#7A1410", "#4A0A0A")
-"""How many detectors flag a sample: none is grey, the more the darker."""
+VOTES = ("#9AA5B1", "#F0B35A", "#E0762F", "#D0342C", "#B02A7A", "#7B3FA0")
+"""How many detectors flag a sample: none is grey, the more the darker, and none too dark for a dark page."""
 
 
 def class_colours(count: int) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def map_controls(spec: Spec, study: Study) -> Spec:
     """Colour, layout and emphasis of the map."""
     options = ["given", "votes", *(["kind"] if study.truth is not None else []), *(c.detector for c in spec.detectors)]
     names = {"given": "given label", "votes": "votes", "kind": "true kind"}
-    names |= {slug: f"suspicion: {slug}" for slug in registry.methods("detector")}
+    names |= {slug: f"suspicion: {cls.card.name}" for slug, cls in registry.methods("detector").items()}
     a, b, c = st.columns([3, 2, 2], vertical_alignment="bottom")
     colour = a.selectbox(
         "Colour by",
@@ -143,8 +143,10 @@ def draw_map(
     return event, None if event.polygon is None else inside(xy, event.polygon)
 
 
-def map_footer(study: Study, kind: str) -> None:
+def map_footer(study: Study, kind: str, focus: int | None) -> None:
     """How the map was made, and how far to trust it."""
+    if focus is not None:
+        st.caption(f"The cross-hair marks {plain(study.name_of(focus))}; it is opened beside the map, or below it.")
     trust = study.map_trust(kind)
     made = "PCA" if len(study) < SMALLEST else kind.upper()
     if study.observed.xy is not None:
@@ -178,13 +180,13 @@ def gallery_panel(
     label = b.selectbox(
         "Given label", classes, key=begin("label", chosen, classes), format_func=lambda name: name or "any"
     )
-    a, b, c = st.columns([4, 3, 3], vertical_alignment="bottom")
-    sorts = ["", *by_slug]
+    a, b, c = st.columns([4, 4, 3], vertical_alignment="bottom")
+    sorts, cards = ["", *by_slug], registry.methods("detector")
     sort = a.selectbox(
         "By detector",
         sorts,
         key=begin("sort", spec.sort if spec.sort in sorts else "", sorts),
-        format_func=lambda s: s or "all that are on",
+        format_func=lambda s: cards[s].card.name if s else "all that are on",
     )
     judging = [by_slug[sort]] if sort in by_slug else list(detections)
     counted = votes if sort not in by_slug else replace(votes, flagged=votes.flags[sort])
@@ -213,13 +215,14 @@ def gallery_panel(
         st.info("Nothing matches. Widen the selection, or choose another list.", icon=":material/filter_alt_off:")
         return spec, None
     names = study.observed.classes
+    unseen = (lambda i: "") if study.observed.images is not None else study.name_of  # without a picture, its id
     tiles = []
     for i in order[(page - 1) * PER_PAGE : page * PER_PAGE].tolist():
         hint = _hint(study, i, judging)
         tone = (
             KINDS[study.truth.kind[i]] if spec.colour == "kind" and study.truth else "flag" if votes.flagged[i] else ""
         )
-        tiles.append(Tile(i, names[study.observed.labels[i]], hint, tone))
+        tiles.append(Tile(i, names[study.observed.labels[i]], hint or unseen(i), tone))
     return spec, gallery(tiles, cached.sheets(study), key="gallery", selected=focus)
 
 

@@ -13,7 +13,7 @@ from ..data.fashion_web import FLIPS, Draw
 from ..spec import Cut, Spec
 from ..study import OWN_FEATURES, Detection, Study
 from . import cached
-from .shell import begin, plain
+from .shell import begin, keep, plain
 
 BUNDLED = "fashion-web"
 
@@ -24,7 +24,8 @@ def dataset_and_encoder(spec: Spec) -> Spec:
         st.markdown("#### Dataset")
         name = _dataset(spec.dataset)
         names = cached.encoder_names()
-        options = list(dict.fromkeys([*names, OWN_FEATURES, spec.encoder]))  # an unknown one is explained, not hidden
+        own = [] if name.startswith(BUNDLED) else [OWN_FEATURES]
+        options = list(dict.fromkeys([*names, *own, spec.encoder]))  # an unknown one is explained, not hidden
         encoder = st.selectbox(
             "Encoder",
             options,
@@ -34,7 +35,10 @@ def dataset_and_encoder(spec: Spec) -> Spec:
             + "; ".join(f"**{plain(k)}**: {plain(v)}" for k, v in names.items()),
         )
     if name != spec.dataset or encoder != spec.encoder:
-        spec = replace(spec, dataset=name, encoder=encoder, sample="", label="")
+        spec = replace(spec, dataset=name, encoder=encoder, sample="", label="", outline="", page=1)
+        if name:
+            keep(spec)
+            st.rerun()  # what was drawn above speaks of the dataset before
     return spec
 
 
@@ -57,7 +61,7 @@ def _dataset(current: str) -> str:
             placeholder="/path/to/arrays.npz",
             help="An .npz archive with labels and at least one of images, features, pred_probs.",
         ).strip()
-        return (f"arrays:{name}" if name.endswith(".npz") else name) or current
+        return f"arrays:{name}" if name.endswith(".npz") and not name.startswith("arrays:") else name
     draw = Draw()
     with contextlib.suppress(InputError):  # the page explains what is wrong with it; a new draw mends it
         draw = Draw.parse(current.partition(":")[2] if bundled else "")
@@ -76,6 +80,8 @@ def about(study: Study) -> None:
     """One line on where the dataset comes from."""
     if study.dataset.note:
         st.sidebar.caption(plain(study.dataset.note))
+    if study.encoder == OWN_FEATURES:
+        st.sidebar.caption("The features that came with the data are used; no encoder is needed.")
 
 
 def detectors(spec: Spec, study: Study) -> Spec:
@@ -132,7 +138,7 @@ def _cut(cut: Cut, found: Detection, study: Study) -> Cut:
             cut = Cut(slug, budget=round(share / 100, 4))
         elif rule == "score" and found.scores.min() < found.scores.max():
             low, high = float(found.scores.min()), float(found.scores.max())
-            start = _own_score(found, low) if cut.score is None else min(max(cut.score, low), high)
+            start = found.own_threshold if cut.score is None else min(max(cut.score, low), high)
             value = st.slider(
                 f"Score of {slug}", low, high, step=(high - low) / 500, format="%.3g",
                 key=begin(f"score-{slug}-{study.key[:6]}", start), label_visibility="collapsed",
@@ -148,8 +154,3 @@ def _cut(cut: Cut, found: Detection, study: Study) -> Cut:
         if note := found.info.get("note"):
             st.caption(f":material/info: {plain(note)}")
     return cut
-
-
-def _own_score(found: Detection, low: float) -> float:
-    """The score at which the method's own rule begins to flag."""
-    return float(found.scores[found.own].min()) if found.own.any() else low

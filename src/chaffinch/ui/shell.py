@@ -52,8 +52,10 @@ def frame() -> None:
         st.html(f'<div class="cf-brand">{words}</div>')
 
 
-def first_spec() -> Spec:
-    """The view this session starts with: the link's, else what ``chaffinch app`` was given, else the default."""
+def current_spec() -> Spec:
+    """First of every run: the view so far; at the start the link's, else what the app was given, else the default."""
+    st.session_state["_drawn_before"] = st.session_state.get("_drawn", set())
+    st.session_state["_drawn"] = set()
     if "_spec" not in st.session_state:
         given = os.environ.get("CHAFFINCH_SPEC", "")
         query = st.query_params.to_dict()
@@ -77,10 +79,14 @@ def begin(key: str, value: object, options: Sequence[object] | None = None) -> s
     """Give a keyed widget its first value and return the key.
 
     A widget whose default changed with every view would be a new one each time, and clicks on the old one are lost. So
-    widgets get no default: their first value comes from the view, and from then on the view from them.
+    widgets get no default: their first value comes from the view, and from then on the view from them. One that was
+    not on the page in the last run is told its value again, since the browser has forgotten it.
     """
-    if key not in st.session_state or (options is not None and st.session_state[key] not in options):
-        st.session_state[key] = value
+    drawn: set[str] = st.session_state["_drawn"]
+    known = key in st.session_state and (options is None or st.session_state[key] in options)
+    if not known or key not in st.session_state["_drawn_before"]:
+        st.session_state[key] = st.session_state[key] if known else value
+    drawn.add(key)
     return key
 
 
