@@ -200,7 +200,7 @@ class TestFigures:
 class TestTable:
     def test_columns(self, study, blobs):
         detections = [study.detect("lsa"), study.detect("small-loss")]
-        table = study.table(detections, [Cut("small-loss", budget=0.1)])
+        table = study.table(detections, {"small-loss": detections[1].flags(Cut("small-loss", budget=0.1))})
         assert list(table) == [
             "id", "label", "true_label", "kind",
             "lsa_score", "lsa_flag", "small-loss_score", "small-loss_flag", "small-loss_suggestion",

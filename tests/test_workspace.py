@@ -238,3 +238,12 @@ def test_notes(workspace):
     assert workspace.noted("job") == {"what": "naïve", "share": 0.5}
     (workspace.root / "notes" / "job.json").write_text('{"what"')
     assert workspace.noted("job") is None
+
+
+def test_asking_whether_a_result_is_there_reads_none_of_it(workspace, monkeypatch):
+    assert not workspace.has("step", "k")
+    path = workspace.store("step", "k", ARRAYS)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("the arrays were read"))
+    assert workspace.has("step", "k")
+    path.write_bytes(path.read_bytes()[:-40])  # truncated: as good as not there
+    assert not workspace.has("step", "k")

@@ -74,21 +74,21 @@ def _detect(args: argparse.Namespace) -> int:
         cuts = [named.get(slug, Cut(slug)) for slug in sorted({*registry.methods("detector"), *named})]
     study.embed(meter, device=args.device)
     done, skipped = run_detectors(study, cuts, skip=every, report=meter)
-    if not done:
-        raise InputError("no detector could run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
-    chosen = {c.detector: c for c in cuts}
-    results = {}
+    chosen, flags = {c.detector: c for c in cuts}, {}
     for d in list(done):
         try:
-            results[d.slug] = study.figures(d, d.flags(chosen[d.slug]))
+            flags[d.slug] = d.flags(chosen[d.slug])
         except InputError as error:
             if not every:
                 raise InputError(f"{d.slug}: {error}") from error
             done.remove(d)
             skipped[d.slug] = str(error)
+    if not done:
+        raise InputError("no detector could run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
+    results = {d.slug: study.figures(d, flags[d.slug]) for d in done}
     meter("detectors", 1.0)
     if out:
-        write_table(study.table(done, cuts), out)
+        write_table(study.table(done, flags), out)
     document = {"dataset": study.dataset.name, "n": len(study), "detectors": results, "skipped": skipped}
     if args.json:
         print(json.dumps(document, indent=2))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -256,7 +256,7 @@ class Study:
     def knows(self, slug: str) -> bool:
         """Can the detector's result (with default parameters) be had without computing it?"""
         key = self._detection_key(self.detector(slug, {}))
-        return key in self._detections or self.workspace.find("detect", key) is not None
+        return key in self._detections or self.workspace.has("detect", key)
 
     def detector(self, slug: str, parameters: dict[str, Any] | None = None) -> Any:
         """A detector with these parameters, not fitted; the study's seed unless they name one.
@@ -332,13 +332,13 @@ class Study:
     def has_map(self, kind: str) -> bool:
         """Can the map be shown without computing it?"""
         there = self.observed.xy is not None or kind in self._maps
-        return there or self.workspace.find("map", self.map_key(kind)) is not None
+        return there or self.workspace.has("map", self.map_key(kind))
 
     def has_features(self) -> bool:
         """Can features be had without embedding pictures?"""
         if self.encoder == OWN_FEATURES or self.observed.images is None or "features" in vars(self):
             return True
-        return self.workspace.find("features", self.key) is not None
+        return self.workspace.has("features", self.key)
 
     def figures(self, detection: Detection, flags: NDArray[np.bool_]) -> dict[str, Any]:
         """Figures of the command line and the app: against the truth where it is known, and always the count."""
@@ -347,18 +347,25 @@ class Study:
             return count
         return {**ranking(detection.scores, self.truth.kind), **decision(flags, self.truth.kind), **count}
 
-    def table(self, detections: Sequence[Detection], cuts: Sequence[Cut] = ()) -> pd.DataFrame:
-        """One row a sample: id, given label, true label and kind where known, and each detector's columns."""
+    def table(
+        self, detections: Sequence[Detection], flags: Mapping[str, NDArray[np.bool_]] | None = None
+    ) -> pd.DataFrame:
+        """One row a sample: id, given label, true label and kind where known, and each detector's columns.
+
+        Args:
+            detections: whose columns.
+            flags: slug -> (N,) flags in force; a detector that is not in it has those of its own rule.
+        """
+        flags = flags or {}
         names = np.array([*self.observed.classes, "(none)"])
         columns: dict[str, Any] = {"id": self.observed.ids, "label": names[self.observed.labels]}
         if self.truth is not None:
             known = np.where(self.truth.kind == OOD, "(none)", "")  # empty: only the kind is known
             columns["true_label"] = np.where(self.truth.labels >= 0, names[self.truth.labels], known)
             columns["kind"] = np.array(KINDS)[self.truth.kind]
-        chosen = {c.detector: c for c in cuts}
         for found in detections:
             columns[f"{found.slug}_score"] = found.scores
-            columns[f"{found.slug}_flag"] = found.flags(chosen.get(found.slug))
+            columns[f"{found.slug}_flag"] = flags.get(found.slug, found.own)
             if found.suggestions is not None:
                 columns[f"{found.slug}_suggestion"] = names[found.suggestions]
         return pd.DataFrame(columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,17 @@ class Workspace:
         reason = error.strerror or error
         return InputError(f"the workspace folder {path} cannot be written ({reason}); set CHAFFINCH_HOME to another")
 
+    def _places(self, step: str, key: str) -> list[Path]:
+        """Where a result may lie; shipped ones come first."""
+        return [folder / "results" / f"{step}-{key}.npz" for folder in (assets_dir(), self.root)]
+
+    def has(self, step: str, key: str) -> bool:
+        """Is a result stored? Looks at the archive's directory only, so it costs nothing to ask at every run."""
+        return any(zipfile.is_zipfile(path) for path in self._places(step, key))
+
     def find(self, step: str, key: str) -> Arrays | None:
         """The stored arrays of one step, or None. Shipped results come first."""
-        for folder in (assets_dir() / "results", self.root / "results"):
-            path = folder / f"{step}-{key}.npz"
+        for path in self._places(step, key):
             try:
                 # opened here, because numpy leaves the file open if the archive is damaged
                 with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:

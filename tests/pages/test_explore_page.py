@@ -209,3 +209,14 @@ def test_a_job_is_shared_by_tabs_and_can_be_stopped(open_app, arrays_file, works
     wait_for(lambda: workspace.noted(note.stem) == {"done": True})
     first.run()
     assert "<b>180</b><span>samples</span>" in strip(first)
+
+
+def test_the_first_screen_waits_for_no_sprite_sheet(arrays_file, monkeypatch):
+    from chaffinch import thumbnails
+    from chaffinch.study import Study
+    from chaffinch.ui import cached
+
+    monkeypatch.setattr(thumbnails, "_write_sheet", lambda *_: pytest.fail("a sheet was made in the page's thread"))
+    monkeypatch.setattr(thumbnails.Sheets, "fill", lambda self: None)  # the background's part
+    path = arrays_file(features=None, images=np.zeros((180, 8, 8), np.uint8))
+    assert cached.sheets(Study(f"arrays:{path}")).count == 180

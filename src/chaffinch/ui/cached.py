@@ -42,7 +42,7 @@ def sheets(of: Study) -> Sheets | None:
 def _sheets(of: Study) -> Sheets:
     images = of.observed.images
     assert images is not None
-    made = make_sheets(images, of.workspace.folder("thumbnails") / of.dataset.digest)
+    made = make_sheets(images, of.workspace.folder("thumbnails") / of.dataset.digest, wait=False)
     made.fill()
     return made
 

@@ -193,7 +193,6 @@ def gallery_panel(
     order = views.gallery_order(study, judging, counted, show=show, label=label, within=within)
 
     pages = max(1, -(-len(order) // PER_PAGE))
-    usable = [c for c in spec.detectors if c.detector not in votes.problems]
     listed = (study.key, show, label, sort, len(order))
     if st.session_state.setdefault("_listed", listed) != listed:
         st.session_state["_listed"], st.session_state["page"] = listed, 1  # another list begins on its first page
@@ -201,7 +200,7 @@ def gallery_panel(
     page = int(b.number_input(f"Page of {pages:,}", 1, pages, key="page"))
     c.download_button(
         "CSV",
-        data=lambda: exports.to_csv(study.table(detections, usable).iloc[np.sort(order)]),
+        data=lambda: exports.to_csv(study.table(detections, votes.flags).iloc[np.sort(order)]),
         file_name="chaffinch-selection.csv",
         mime="text/csv",
         icon=":material/download:",
