@@ -24,7 +24,7 @@ from .base.errors import InputError
 DATASET_HELP = """fashion-web, a draw such as fashion-web:noise=0.6,ood=0.5,flips=asymmetric,seed=3,n=6000 (noise: share
 of noisy pictures; ood: share of those that is foreign; flips: symmetric, asymmetric or instance), or arrays:PATH.npz
 with labels (N,) and one or more of images (N,H,W[,3]) uint8, features (N,D), pred_probs (N,C); optional classes, ids,
-true_labels (-1 = foreign), kind, xy (N,2)"""
+true_labels (-1 = foreign), kind, xy (N,2), trusted (N,) bool"""
 
 
 class Meter:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from .base.errors import InputError, MissingEvidence
 from .base.linear import Probe, linear_probe
 from .base.neighbors import Neighbors, nearest
+from .base.runs import History, train_quick_head
 from .data import Observed
+from .detectors.base import Trusted
 
 Arrays = dict[str, NDArray[Any]]
 Remember = Callable[[str, Callable[[], Arrays]], Arrays]
@@ -20,8 +22,8 @@ Remember = Callable[[str, Callable[[], Arrays]], Arrays]
 
 REMEDIES = {
     "features": "open pictures with an encoder (--encoder), or put 'features' into the arrays",
-    "history": "it comes from a training run",
-    "trusted": "name positions known to be clean",
+    "history": "a quick head records one from features: open pictures with an encoder (--encoder)",
+    "trusted": "mark rows known to be clean with 'trusted' (N,) in the arrays",
 }
 
 
@@ -38,6 +40,7 @@ class Evidence:
         seed: of the probe's folds.
         k: how many neighbours are computed for everyone.
         remember: where computed pieces are kept; default: in this object only.
+        trusted: gives the trusted samples, where there are any.
     """
 
     K = 30
@@ -50,9 +53,10 @@ class Evidence:
         seed: int = 0,
         k: int = K,
         remember: Remember = _forget,
+        trusted: Callable[[], Trusted] | None = None,
     ) -> None:
         self.observed, self.features, self.seed, self.k = observed, features, seed, k
-        self._remember = remember
+        self._remember, self._give_trusted = remember, trusted
         self._neighbors: Neighbors | None = None
 
     @property
@@ -92,6 +96,27 @@ class Evidence:
     def head(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The probe's weights (C, D) and biases (C,), fitted on all samples."""
         return self.probe.head
+
+    @cached_property
+    def history(self) -> History:
+        """What a quick head said about every sample while it learnt the given labels."""
+        features = self._features("history")
+
+        def make() -> Arrays:
+            return vars(train_quick_head(features, self.observed.labels, len(self.observed.classes), seed=self.seed))
+
+        return History(**self._remember(f"history-{self.seed}", make))
+
+    @cached_property
+    def trusted(self) -> Trusted:
+        """Samples whose labels are known to be right.
+
+        Raises:
+            MissingEvidence: there are none.
+        """
+        if self._give_trusted is None:
+            raise MissingEvidence("trusted", "trusted", REMEDIES["trusted"])
+        return self._give_trusted()
 
     def gather(self, detector: Any) -> dict[str, Any]:
         """The arguments of ``fit`` for a detector (or its class): X, y and the pieces it names.

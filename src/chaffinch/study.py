@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .base.files import assets_dir, digest, read_json
 from .card import KINDS
 from .data import OOD, NoisyDataset, open_dataset
 from .data.dataset import finite_rows
-from .detectors.base import cut
+from .detectors.base import Trusted, cut, ranks
 from .evidence import Evidence
 from .metrics.detection import decision, ranking
 from .metrics.embedding import map_quality
@@ -33,7 +33,7 @@ from .workspace import Arrays, Workspace, pack, unpack
 OWN_FEATURES = "features"
 """The name that stands in place of an encoder where features come with the data."""
 
-VERSIONS = {"features": 1, "neighbors": 1, "probe": 1, "detect": 1, "map": 1}
+VERSIONS = {"features": 1, "neighbors": 1, "probe": 1, "history": 1, "detect": 1, "map": 1}
 """Raised when a step would give another result for the same input, so that old results are not taken for it."""
 
 CARD_FIELDS = {"architecture", "loss", "dataset", "epochs", "device", "sha256"}
@@ -85,9 +85,7 @@ class Detection:
     @cached_property
     def ranks(self) -> NDArray[np.float64]:
         """(N,) share of samples that are less suspicious, 0 to 1; the common scale of all detectors."""
-        values, inverse, counts = np.unique(self.scores, return_inverse=True, return_counts=True)
-        below = np.cumsum(counts) - counts
-        return np.asarray((below + (counts - 1) / 2)[inverse] / max(1, len(self.scores) - 1))
+        return ranks(self.scores)
 
 
 def encoder_cards(workspace: Workspace) -> dict[str, tuple[Path, dict[str, Any]]]:
@@ -183,19 +181,18 @@ class Study:
         images = self.observed.images
         if images is None:
             return None
-        path, _ = self._encoder()
-
-        def make() -> Arrays:
-            from .encoders.checkpoint import load_encoder
-            from .encoders.train import pick_device
-
-            encoder = load_encoder(path)
-            tell = (lambda share: report("embedding", share)) if report else None
-            return {"features": encoder.embed(images, device=pick_device(device), progress=tell)}
-
+        make = partial(self._embed, images, report, device=device)
         features = self.workspace.remember("features", self.key, make)["features"]
         finite_rows(features, "features")
         return features
+
+    def _embed(self, images: NDArray[np.uint8], report: Report | None = None, *, device: str = "auto") -> Arrays:
+        from .encoders.checkpoint import load_encoder
+        from .encoders.train import pick_device
+
+        encoder = load_encoder(self._encoder()[0])
+        tell = (lambda share: report("embedding", share)) if report else None
+        return {"features": encoder.embed(images, device=pick_device(device), progress=tell)}
 
     @cached_property
     def features(self) -> NDArray[np.float32] | None:
@@ -210,7 +207,27 @@ class Study:
             step = name.partition("-")[0]
             return self.workspace.remember(step, digest(self.key, name, VERSIONS[step]), make)
 
-        return Evidence(self.observed, self.features, seed=self.seed, remember=remember)
+        return Evidence(self.observed, self.features, seed=self.seed, remember=remember, trusted=self._trusted())
+
+    def _trusted(self) -> Callable[[], Trusted] | None:
+        """Where the features of trusted samples come from: marked rows, or the test samples set aside."""
+        rows, aside = self.observed.trusted, self.dataset.trusted
+        if rows is not None and rows.any():
+            place = np.flatnonzero(rows)
+            features = self.features
+            if features is None:
+                return None
+            return lambda: Trusted(features[place], self.observed.labels[place], place)
+        if self.dataset.test is None or not len(aside) or self.encoder == OWN_FEATURES:
+            return None
+        images, labels = self.dataset.test.images[aside], self.dataset.test.labels[aside]
+
+        def embed() -> Trusted:
+            key = digest(self._encoder()[1]["sha256"], images, VERSIONS["features"])
+            features = self.workspace.remember("trusted", key, lambda: self._embed(images))["features"]
+            return Trusted(features, labels, np.full(len(labels), -1))
+
+        return embed
 
     def detect(self, slug: str, **parameters: Any) -> Detection:
         """Run one detector, or take its stored result.

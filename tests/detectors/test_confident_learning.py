@@ -223,7 +223,7 @@ def test_bad_features(blobs):
 @pytest.mark.parametrize(
     ("p", "message"),
     [
-        (TEN[:9], r"must be \(10, C\) with C > 2 .*got \(9, 3\)"),
+        (TEN[:9], r"labels 10, pred_probs 9"),
         (TEN[:, :2], r"got \(10, 2\)"),
         (TEN[:, 0], r"got \(10,\)"),
         (np.where(np.arange(10)[:, None] == 6, np.nan, TEN), "pred_probs: row 6"),

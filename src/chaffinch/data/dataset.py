@@ -32,6 +32,7 @@ class Observed:
         features: (N, D) float32 that came with the data, or None.
         pred_probs: (N, C) class probabilities that came with the data, or None.
         xy: (N, 2) map coordinates that came with the data, or None.
+        trusted: (N,) bool, rows whose label is known to be right, or None.
 
     Raises:
         InputError: the arrays do not fit each other; the message names the field and the first bad row.
@@ -44,6 +45,7 @@ class Observed:
     features: NDArray[np.float32] | None = None
     pred_probs: NDArray[np.float64] | None = None
     xy: NDArray[np.float32] | None = None
+    trusted: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -76,6 +78,8 @@ class Observed:
                 raise InputError(f"{name} must have {n} rows and {dims[0]} dimensions, got shape {value.shape}")
             if name != "images":
                 finite_rows(value, name)
+        if self.trusted is not None and (self.trusted.shape != (n,) or self.trusted.dtype != bool):
+            raise InputError(f"trusted must be ({n},) true or false, got {self.trusted.shape} {self.trusted.dtype}")
         if self.images is not None and self.images.ndim == 4 and self.images.shape[-1] != 3:
             raise InputError(f"images must be (N, H, W) or (N, H, W, 3), got shape {self.images.shape}")
         if self.images is not None and self.images.dtype != np.uint8:
@@ -99,7 +103,9 @@ class Observed:
     def digest(self) -> str:
         """A key that changes with any picture, feature, label, id or class name."""
         parts = [self.images, self.features, self.pred_probs, self.xy]
-        return digest(self.labels, list(self.classes), self.ids, *("" if part is None else part for part in parts))
+        marks = () if self.trusted is None else (self.trusted,)
+        named = ("" if part is None else part for part in parts)
+        return digest(self.labels, list(self.classes), self.ids, *named, *marks)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..base.errors import InputError
 from . import fashion_web
 from .dataset import KIND_CODES, NoisyDataset, Observed, Truth
 
-ARRAY_KEYS = ("images", "features", "pred_probs", "labels", "classes", "ids", "true_labels", "kind", "xy")
+ARRAY_KEYS = ("images", "features", "pred_probs", "labels", "classes", "ids", "true_labels", "kind", "xy", "trusted")
 
 
 def open_dataset(name: str) -> NoisyDataset:
@@ -104,6 +104,7 @@ def _from_arrays(name: str, data: dict[str, NDArray[Any]]) -> NoisyDataset:
         features=_floats(data, "features", np.float32),
         pred_probs=_floats(data, "pred_probs", np.float64),
         xy=_floats(data, "xy", np.float32),
+        trusted=data.get("trusted"),
     )
     truth = None
     if "true_labels" in data:

@@ -1,0 +1,160 @@
+"""What a classifier said about every sample while it learnt, and a quick head that leaves such a record in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .threads import blas_threads
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class History:
+    """Log-probabilities of every sample in every epoch of a training on the given labels.
+
+    Attributes:
+        seen: (E, N, C) when the sample was trained on in that epoch: augmented view, train mode, before the step.
+        after: (E, N, C) after that epoch: plain view, evaluation mode.
+    """
+
+    seen: NDArray[np.floating]
+    after: NDArray[np.floating]
+
+    def __post_init__(self) -> None:
+        if self.seen.ndim != 3 or self.seen.shape != self.after.shape or 0 in self.seen.shape:
+            raise InputError(
+                f"a history is two (E, N, C) arrays of one shape, got {self.seen.shape}, {self.after.shape}"
+            )
+
+    @classmethod
+    def of_logits(cls, seen: NDArray[np.floating], after: NDArray[np.floating] | None = None) -> History:
+        """A history from logits (E, N, C); without ``after`` the same record serves for both."""
+        first = log_softmax(seen)
+        return cls(first, first if after is None else log_softmax(after))
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were recorded."""
+        return len(self.seen)
+
+    def losses(self, y: Labels) -> Array:
+        """(E, N) cross-entropy against the given label after each epoch."""
+        return np.asarray(-self.after[:, np.arange(len(y)), y], np.float64)
+
+    def margins(self, y: Labels) -> Array:
+        """(E, N) logit of the given label less the largest other one, as seen in training."""
+        own = np.arange(len(y)), y
+        out = np.empty(self.seen.shape[:2])
+        for e, log_probs in enumerate(self.seen):
+            others = log_probs.astype(np.float64)
+            mine = others[own]
+            others[own] = -np.inf
+            out[e] = mine - others.max(axis=1)
+        return out
+
+
+def log_softmax(logits: NDArray[np.floating]) -> Array:
+    """Logarithm of the softmax over the last axis, in float64."""
+    z = np.asarray(logits, np.float64)
+    z = z - z.max(axis=-1, keepdims=True)
+    return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
+
+
+def train_quick_head(
+    X: NDArray[np.floating],
+    y: Labels,
+    n_classes: int,
+    *,
+    hidden: int = 256,
+    epochs: int = 30,
+    batch: int = 128,
+    learning_rate: float = 0.05,
+    momentum: float = 0.9,
+    dropout: float = 0.2,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> History:
+    """Train a small classifier (one hidden layer, ReLU) on fixed features and the given labels; keep what it said.
+
+    Stochastic gradient descent with momentum on plain cross-entropy, in single precision, one BLAS thread: the same
+    seed gives the same bits. Dropout on features and hidden units stands in for the augmentation of pictures.
+
+    Args:
+        X: (N, D) features; standardised here.
+        y: (N,) given labels.
+        n_classes: C.
+        hidden: units of the hidden layer.
+        epochs: how often every sample is seen.
+        batch: samples a step.
+        learning_rate: falls to zero along a cosine.
+        momentum: of the gradient.
+        dropout: share of inputs and of hidden units that are silent in a step.
+        seed: of weights, order and dropout.
+        progress: called with the share done, 0 to 1.
+
+    Returns:
+        the record; float16, which ranks as well and takes a quarter of the memory.
+
+    Raises:
+        InputError: fewer than two classes are present.
+    """
+    n, dim = X.shape
+    if len(np.unique(y)) < 2:
+        raise InputError("only one class is present in the labels; a classifier needs samples of at least two")
+    rng = np.random.default_rng(seed)
+    Z = np.asarray((X - X.mean(axis=0)) / np.maximum(X.std(axis=0), 1e-6), np.float32)
+    weights = [
+        (rng.standard_normal((dim, hidden)) * np.sqrt(2 / dim)).astype(np.float32),
+        np.zeros(hidden, np.float32),
+        (rng.standard_normal((hidden, n_classes)) * np.sqrt(1 / hidden)).astype(np.float32),
+        np.zeros(n_classes, np.float32),
+    ]
+    speed = [np.zeros_like(w) for w in weights]
+    seen = np.empty((epochs, n, n_classes), np.float16)
+    after = np.empty_like(seen)
+    steps, step = epochs * -(-n // batch), 0
+
+    def mask(shape: tuple[int, ...]) -> NDArray[np.float32]:
+        return (rng.random(shape, np.float32) >= dropout).astype(np.float32) / np.float32(1 - dropout)
+
+    with blas_threads(1):
+        for epoch in range(epochs):
+            order = rng.permutation(n)
+            for start in range(0, n, batch):
+                rows = order[start : start + batch]
+                x = Z[rows] * mask((len(rows), dim))
+                a = x @ weights[0] + weights[1]
+                gate = (a > 0) * mask(a.shape)
+                h = a * gate
+                log_p = _log_softmax32(h @ weights[2] + weights[3])
+                seen[epoch, rows] = log_p
+                delta = np.exp(log_p)
+                delta[np.arange(len(rows)), y[rows]] -= 1
+                delta /= len(rows)
+                back = (delta @ weights[2].T) * gate
+                gradients: list[Any] = [x.T @ back, back.sum(axis=0), h.T @ delta, delta.sum(axis=0)]
+                rate = np.float32(learning_rate * (1 + np.cos(np.pi * step / steps)) / 2)
+                for w, v, g in zip(weights, speed, gradients, strict=True):
+                    v *= np.float32(momentum)
+                    v += g
+                    w -= rate * v
+                step += 1
+            for start in range(0, n, 4096):
+                a = Z[start : start + 4096] @ weights[0] + weights[1]
+                after[epoch, start : start + 4096] = _log_softmax32(np.maximum(a, 0) @ weights[2] + weights[3])
+            if progress:
+                progress((epoch + 1) / epochs)
+    return History(seen, after)
+
+
+def _log_softmax32(z: NDArray[np.float32]) -> NDArray[np.float32]:
+    z = z - z.max(axis=1, keepdims=True)
+    return np.asarray(z - np.log(np.exp(z).sum(axis=1, keepdims=True)), np.float32)
