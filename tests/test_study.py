@@ -2,19 +2,21 @@
 
 import inspect
 import json
+import shutil
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from chaffinch import projection, registry
-from chaffinch.base.errors import InputError
+from chaffinch.base.errors import InputError, MissingEvidence
 from chaffinch.base.files import sha256_file
-from chaffinch.data import NoisyDataset, Truth
+from chaffinch.data import NoisyDataset, Split, Truth
 from chaffinch.spec import Cut
 from chaffinch.study import Detection, Study, encoder_cards, run_detectors
 
 SLUGS = ["confident-learning", "knn-distance", "knn-label", "lsa", "small-loss"]
+ALL = list(registry.methods("detector"))
 COUNTS = {"flagged", "seconds"}
 WITH_TRUTH = COUNTS | {
     "auroc_ood", "auroc_mislabelled", "auroc_any", "auroc_ood_vs_mislabelled", "ap_ood", "ap_mislabelled", "ap_any",
@@ -24,6 +26,11 @@ WITH_TRUTH = COUNTS | {
 
 def change(dataset, **values):
     return replace(dataset, observed=replace(dataset.observed, **values))
+
+
+def mark(dataset, step=6):
+    """The dataset with every so manieth row marked as trusted."""
+    return change(dataset, trusted=np.arange(len(dataset)) % step == 0)
 
 
 @pytest.fixture
@@ -75,11 +82,11 @@ class TestDetect:
             assert other.own.dtype == bool
         assert set(fits.values()) == {1}
 
-    def test_recomputed_bits_are_the_same(self, study, blobs, tmp_path):
+    def test_recomputed_bits_are_the_same(self, blobs, tmp_path):
         from chaffinch.workspace import Workspace
 
-        again = Study(blobs, workspace=Workspace(tmp_path / "other"))
-        for slug in SLUGS:
+        study, again = (Study(mark(blobs), workspace=Workspace(tmp_path / name)) for name in ("one", "other"))
+        for slug in ALL:
             np.testing.assert_array_equal(again.detect(slug).scores, study.detect(slug).scores)
 
     def test_a_damaged_result_is_computed_again(self, study, blobs, workspace, fits):
@@ -135,12 +142,12 @@ class TestDetect:
         assert not (study.workspace.root / "results").exists() or not list(study.workspace.root.rglob("detect-*"))
 
 
-@pytest.mark.parametrize("slug", SLUGS)
+@pytest.mark.parametrize("slug", ALL)
 def test_scores_are_the_same_bits_without_the_truth(blobs, tmp_path, slug):
     """Same data, another truth or none: nothing that a method says may change, not even where it is stored."""
     from chaffinch.workspace import Workspace
 
-    n = len(blobs)
+    n, blobs = len(blobs), mark(blobs)
     wrong = Truth(np.zeros(n, np.int64), np.ones(n, np.int8))
     studies = [
         Study(replace(blobs, truth=truth), workspace=Workspace(tmp_path / str(i)))
@@ -314,10 +321,16 @@ class TestPictures:
 
     def test_truth_is_not_looked_at(self, pictures, workspace, save_encoder):
         save_encoder()
-        study, blind = (Study(d, "tiny", workspace=workspace) for d in (pictures, replace(pictures, truth=None)))
+        test = Split(pictures.observed.images[:20], pictures.observed.labels[:20])
+        pictures = replace(pictures, test=test, trusted=np.arange(20))
+        blind = replace(pictures, truth=None)
+        study, blind = (Study(d, "tiny", workspace=workspace) for d in (pictures, blind))
         assert study.key == blind.key
-        for slug in SLUGS:
-            assert study.detect(slug).scores.tobytes() == blind.detect(slug).scores.tobytes()
+        seeing = {slug: study.detect(slug).scores.tobytes() for slug in ALL}
+        trusted = study.evidence.trusted.X.tobytes()
+        shutil.rmtree(workspace.root / "results")  # or the other would read what this one has stored
+        assert blind.evidence.trusted.X.tobytes() == trusted
+        assert {slug: blind.detect(slug).scores.tobytes() for slug in ALL} == seeing
 
     def test_own_features_or_an_encoder(self, pictures, workspace, save_encoder):
         save_encoder()
@@ -387,6 +400,94 @@ class TestPictures:
         (workspace.root / "encoders" / "tiny.partial.safetensors").write_text("")
         assert "tiny" in encoder_cards(workspace)
         assert not [name for name in encoder_cards(workspace) if name.startswith(".")]
+
+
+class TestTrusted:
+    def test_marked_rows(self, blobs, workspace):
+        rows = np.zeros(180, bool)
+        rows[[3, 8, 90]] = True
+        found = Study(change(blobs, trusted=rows), workspace=workspace).evidence.trusted
+        assert found.rows.tolist() == [3, 8, 90]
+        np.testing.assert_array_equal(found.X, blobs.observed.features[rows])
+        np.testing.assert_array_equal(found.y, blobs.observed.labels[rows])
+
+    @pytest.fixture
+    def aside(self, pictures, save_encoder):
+        """Pictures with a test split, two samples of which are set aside."""
+        save_encoder()
+        test = Split(pictures.observed.images[::-1].copy(), pictures.observed.labels[::-1].copy())
+        return replace(pictures, test=test, trusted=np.array([1, 4]))
+
+    def test_test_samples_set_aside(self, aside, workspace, monkeypatch):
+        from chaffinch.encoders import checkpoint
+
+        study = Study(aside, "tiny", workspace=workspace)
+        found = study.evidence.trusted
+        assert found.rows.tolist() == [-1, -1]
+        assert found.y.tolist() == aside.observed.labels[[58, 55]].tolist()
+        np.testing.assert_allclose(found.X, study.features[[58, 55]], atol=1e-4)  # the same pictures in another batch
+        monkeypatch.setattr(checkpoint, "load_encoder", None)  # whoever embeds again fails
+        again = Study(aside, "tiny", workspace=workspace).evidence.trusted
+        np.testing.assert_array_equal(again.X, found.X)
+
+    def test_only_samples_set_aside_are_embedded(self, aside, workspace, monkeypatch):
+        from chaffinch.encoders.checkpoint import Encoder
+
+        seen, real = [], Encoder.embed
+
+        def embed(self, images, **options):
+            seen.append(len(images))
+            return real(self, images, **options)
+
+        monkeypatch.setattr(Encoder, "embed", embed)
+        evidence = Study(aside, "tiny", workspace=workspace).evidence
+        assert seen == [60], "nothing is embedded before it is asked for"
+        assert len(evidence.trusted) == 2
+        assert seen == [60, 2]
+
+    def test_marked_rows_come_first(self, aside, workspace):
+        marked = Study(mark(aside, 20), "tiny", workspace=workspace).evidence.trusted
+        assert marked.rows.tolist() == [0, 20, 40]
+        none = np.zeros(60, bool)
+        assert Study(change(aside, trusted=none), "tiny", workspace=workspace).evidence.trusted.rows.tolist() == [
+            -1,
+            -1,
+        ]
+
+    def test_another_encoder_gives_other_features(self, aside, workspace, save_encoder):
+        save_encoder("other", seed=1)
+        one, other = (Study(aside, name, workspace=workspace).evidence.trusted.X for name in ("tiny", "other"))
+        assert not np.allclose(one, other)
+
+    def test_test_pictures_do_not_fit_features_of_the_data(self, aside, workspace):
+        X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+        with pytest.raises(MissingEvidence, match="mark rows known to be clean"):
+            Study(change(aside, features=X), "features", workspace=workspace).evidence.trusted  # noqa: B018
+
+    @pytest.mark.parametrize("trusted", [None, np.zeros(180, bool)])
+    def test_none(self, blobs, workspace, trusted):
+        with pytest.raises(MissingEvidence, match="mark rows known to be clean"):
+            Study(change(blobs, trusted=trusted), workspace=workspace).evidence.trusted  # noqa: B018
+
+    def test_marked_rows_without_features(self, blobs, workspace):
+        p = np.full((180, 3), 1 / 3)
+        bare = change(mark(blobs), features=None, pred_probs=p)
+        with pytest.raises(MissingEvidence):
+            Study(bare, workspace=workspace).evidence.trusted  # noqa: B018
+
+    def test_marks_are_part_of_the_key(self, blobs, workspace):
+        assert Study(mark(blobs), workspace=workspace).key != Study(blobs, workspace=workspace).key
+
+
+def test_history_is_kept(study, blobs, workspace, monkeypatch):
+    from chaffinch import evidence
+
+    history = study.evidence.history
+    assert len(list((workspace.root / "results").glob("history-*.npz"))) == 1
+    monkeypatch.setattr(evidence, "train_quick_head", None)  # whoever trains again fails
+    again = Study(blobs, workspace=workspace).evidence.history
+    np.testing.assert_array_equal(again.seen, history.seen)
+    np.testing.assert_array_equal(again.after, history.after)
 
 
 class TestBasics:

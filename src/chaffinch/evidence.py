@@ -142,7 +142,7 @@ class Evidence:
 
     def _features(self, wanted_for: str) -> NDArray[np.float32]:
         if self.features is None:
-            raise MissingEvidence(wanted_for, "features", REMEDIES["features"])
+            raise MissingEvidence(wanted_for, "features", REMEDIES.get(wanted_for, REMEDIES["features"]))
         if len(self.features) != len(self.observed):
             raise InputError(f"features have {len(self.features)} rows, labels {len(self.observed)}")
         return self.features

@@ -91,6 +91,12 @@ class Spec:
         page: of the gallery, from 1.
         outline: the selection on the map, ``"x,y x,y x,y"`` in map coordinates, or empty.
         sample: id of the inspected sample, or empty.
+        compared: slugs of the detectors whose maps are compared, ``lsa,knn-label``; empty = the first that are on.
+        curves: the noise whose curves are compared: ``any``, ``mislabelled`` or ``ood``.
+        contrast: the disagreement that is listed (see `chaffinch.comparison.Contrast`), or empty.
+        method: the card that is open on the Methods page: a detector's slug, ``loss:SLUG``, or empty.
+        search: what its search box holds.
+        filters: what it lists: kinds of method, of noise and of evidence, with commas; empty = all.
         seed: of everything that draws.
     """
 
@@ -107,6 +113,12 @@ class Spec:
     page: int = 1
     outline: str = ""
     sample: str = ""
+    compared: str = ""
+    curves: str = "any"
+    contrast: str = ""
+    method: str = ""
+    search: str = ""
+    filters: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:

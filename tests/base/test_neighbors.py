@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaffinch.base.errors import InputError
-from chaffinch.base.neighbors import Neighbors, nearest, unit_rows
+from chaffinch.base.neighbors import Neighbors, nearest, nearest_in, unit_rows
 
 
 def brute_force(X, k):
@@ -121,3 +121,47 @@ def test_not_finite(value):
 def test_shape():
     with pytest.raises(InputError, match=r"features must be \(N, D\), got \(4,\)"):
         nearest(np.ones(4), 1)
+
+
+class TestNearestIn:
+    @settings(max_examples=15, deadline=None)
+    @given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 30), st.integers(1, 12))
+    def test_agrees_with_brute_force(self, seed, m, n, k):
+        rng = np.random.default_rng(seed)
+        bank, queries = rng.normal(size=(m, 5)) * rng.uniform(0.01, 100, (m, 1)), rng.normal(size=(n, 5))
+        found = nearest_in(bank, queries, k)
+        assert found.indices.shape == found.similarity.shape == (n, min(k, m))
+        for i in range(n):
+            cosines = [queries[i] @ row / np.linalg.norm(queries[i]) / np.linalg.norm(row) for row in bank]
+            order = sorted(range(m), key=lambda j: -cosines[j])[:k]
+            np.testing.assert_array_equal(found.indices[i], order)
+            np.testing.assert_allclose(found.similarity[i], [cosines[j] for j in order], atol=1e-5)
+
+    def test_a_query_in_the_bank_finds_itself(self):
+        X = np.random.default_rng(0).normal(size=(20, 4))
+        found = nearest_in(X, X[5:9], 1)
+        np.testing.assert_array_equal(found.indices[:, 0], [5, 6, 7, 8])
+        np.testing.assert_allclose(found.similarity, 1, atol=1e-6)
+
+    def test_types_and_input_untouched(self):
+        bank, queries = np.ones((3, 2)), np.array([[1.0, 0], [0, 0]])
+        found = nearest_in(bank, queries, 2)
+        assert (found.indices.dtype, found.similarity.dtype) == (np.int64, np.float32)
+        np.testing.assert_allclose(found.similarity, [[0.5**0.5] * 2, [0, 0]], atol=1e-6)
+        np.testing.assert_array_equal(bank, 1)
+
+    def test_nobody_asks(self):
+        assert nearest_in(np.ones((3, 2)), np.ones((0, 2)), 2).indices.shape == (0, 2)
+
+    @pytest.mark.parametrize(
+        ("bank", "queries", "message"),
+        [
+            (np.ones((0, 2)), np.ones((3, 2)), "at least one sample to search among"),
+            (np.ones((3, 2)), np.ones((3, 4)), "equally wide, got 2 and 4"),
+            (np.ones((3, 2)) * np.nan, np.ones((3, 2)), "row 0 holds NaN"),
+            (np.ones((3, 2)), np.array([[1.0, 1], [np.inf, 1]]), "row 1 holds NaN or infinity"),
+        ],
+    )
+    def test_bad_input(self, bank, queries, message):
+        with pytest.raises(InputError, match=message):
+            nearest_in(bank, queries, 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from chaffinch.base.errors import InputError
+from chaffinch.base.files import digest
 from chaffinch.data import CLEAN, MISLABELLED, OOD, NoisyDataset, Observed, Truth
 
 
@@ -19,6 +20,7 @@ def observed(**changes):
         "features": rng.random((4, 3), dtype=np.float32),
         "pred_probs": np.full((4, 3), 1 / 3),
         "xy": np.zeros((4, 2), np.float32),
+        "trusted": np.array([False, True, False, False]),
     }
     return Observed(**{**values, **changes})
 
@@ -48,6 +50,9 @@ def nan_in(row, shape):
         ({"pred_probs": nan_in(3, (4, 3))}, "pred_probs: row 3"),
         ({"pred_probs": np.zeros((4, 2))}, "pred_probs has 2 columns but there are 3 classes"),
         ({"xy": nan_in(0, (4, 2))}, "xy: row 0"),
+        ({"trusted": np.ones(3, bool)}, r"trusted must be \(4,\) true or false, got \(3,\) bool"),
+        ({"trusted": np.ones((4, 1), bool)}, r"trusted must be \(4,\) true or false, got \(4, 1\) bool"),
+        ({"trusted": np.array([0, 1, 0, 0])}, r"trusted must be \(4,\) true or false, got \(4,\) int64"),
     ],
 )
 def test_errors_name_the_place(changes, message):
@@ -57,7 +62,7 @@ def test_errors_name_the_place(changes, message):
 
 def test_colour_and_nothing_optional_are_fine():
     assert len(observed(images=np.zeros((4, 5, 6, 3), np.uint8))) == 4
-    assert len(observed(images=None, features=None, pred_probs=None, xy=None)) == 4
+    assert len(observed(images=None, features=None, pred_probs=None, xy=None, trusted=None)) == 4
 
 
 @pytest.mark.parametrize(
@@ -72,6 +77,8 @@ def test_colour_and_nothing_optional_are_fine():
         {"features": None},
         {"pred_probs": None},
         {"xy": np.ones((4, 2), np.float32)},
+        {"trusted": np.array([True, False, False, False])},
+        {"trusted": None},
     ],
 )
 def test_digest_changes_with_every_field(changes):
@@ -82,6 +89,16 @@ def test_digest_changes_with_every_field(changes):
 def test_digest_knows_which_field_is_which():
     value = np.zeros((4, 2), np.float32)
     assert observed(features=value, xy=None).digest != observed(features=None, xy=value).digest
+
+
+def test_digest_without_trusted_rows_is_what_it_was_before_there_were_any():
+    """Stored results of such data stay valid."""
+    o = observed(trusted=None)
+    before = digest(o.labels, list(o.classes), o.ids, o.images, o.features, o.pred_probs, o.xy)
+    assert o.digest == before
+    bare = observed(images=None, xy=None, trusted=None)
+    assert bare.digest == digest(o.labels, list(o.classes), o.ids, "", o.features, o.pred_probs, "")
+    assert observed(trusted=np.zeros(4, bool)).digest != before
 
 
 def test_truth_of():
@@ -100,7 +117,7 @@ def test_truth_is_not_in_observed_nor_in_the_digest():
     assert len(dataset) == 4
 
     assert {f.name for f in fields(Observed)} == {
-        "labels", "classes", "ids", "images", "features", "pred_probs", "xy",
+        "labels", "classes", "ids", "images", "features", "pred_probs", "xy", "trusted",
     }  # fmt: skip
     reachable, todo = [], [seen]
     while todo:

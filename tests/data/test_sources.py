@@ -18,6 +18,7 @@ GOOD = {
     "true_labels": np.array([0, 1, 2, 1, -1, 2]),
     "kind": np.array([0, 0, 0, 1, 2, 0]),
     "xy": RNG.standard_normal((6, 2)),
+    "trusted": np.array([True, False, False, False, False, True]),
 }
 
 
@@ -48,6 +49,8 @@ def test_all_keys(opened, tmp_path):
     assert o.ids.tolist() == list("abcdef")
     assert d.truth.labels.tolist() == GOOD["true_labels"].tolist()
     assert d.truth.kind.tolist() == GOOD["kind"].tolist()
+    assert o.trusted.tolist() == GOOD["trusted"].tolist()
+    assert d.trusted.tolist() == [], "rows that are marked are not samples of the test split"
 
 
 def test_smallest_file(opened):
@@ -56,6 +59,7 @@ def test_smallest_file(opened):
     assert d.observed.ids.tolist() == list("012345")
     assert d.truth is None
     assert d.test is None
+    assert d.observed.trusted is None
 
 
 @pytest.mark.parametrize("dtype", ["U", "S"])
@@ -110,6 +114,8 @@ def test_truth_from_kind(opened, dtype):
         ({"true_labels": np.array([0, 1, 2, 0, 3, 0])}, "true_labels: row 4: 3 is neither a class .* nor -1"),
         ({"true_labels": np.array([0, 1, 2, np.nan, 0, 0])}, "true_labels must be whole numbers or text"),
         ({"kind": np.array([0, 0, 0, 0, 0, 3])}, "kind must be one code per row: 0 clean"),
+        ({"trusted": np.array([0, 1, 0, 0, 0, 0])}, r"trusted must be \(6,\) true or false, got \(6,\) int64"),
+        ({"trusted": np.ones(5, bool)}, r"trusted must be \(6,\) true or false, got \(5,\) bool"),
         ({"kind": np.zeros(5, int)}, "kind must be one code per row"),
         ({"kind": np.array(["clean"] * 5 + ["dirty"])}, "kind must be clean, mislabelled or ood, got 'dirty'"),
     ],

@@ -44,3 +44,12 @@ def digits():
 @pytest.fixture
 def blobs():
     return make_blobs()
+
+
+@pytest.fixture(scope="session")
+def planted():
+    """The same blobs for everyone: read-only."""
+    data = make_blobs()
+    for array in vars(data).values():
+        array.flags.writeable = False
+    return data

@@ -4,15 +4,17 @@ import math
 
 import numpy as np
 import pytest
+from contaminated_digits import contaminated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from chaffinch.base.errors import InputError
+from chaffinch.base.errors import InputError, MissingEvidence
 from chaffinch.base.neighbors import Neighbors, nearest
-from chaffinch.detectors.knn_distance import KnnDistance
+from chaffinch.base.seeds import seeds
+from chaffinch.detectors.knn_distance import KnnDistance, distance_to_bank
 
 ANGLES, NORMS = (0, 10, 25, 90, 100, 180), (1, 3, 0.5, 2, 1, 4)
 FIRST = [0.174311, 0.174311, 0.261052, 0.174311, 0.174311, 1.285575]
@@ -178,3 +180,71 @@ def test_budget_out_of_range(blobs, budget):
 def test_budget_of_everything(blobs):
     with pytest.raises(InputError, match="flags all 400 samples"):
         KnnDistance(budget=1.0).fit(blobs.X, blobs.y)
+
+
+class TestSeedBank:
+    @pytest.mark.parametrize(("kind", "expected"), [("clustered", (0.96, 0.97, 0.98)), ("diffuse", (1.0, 1.0, 1.0))])
+    def test_contaminated_digits_of_the_sheet(self, kind, expected):
+        found = []
+        for share in (0.1, 0.3, 0.6):
+            X, y, ood, _ = contaminated(kind, share, 0)
+            found.append(roc_auc_score(ood, KnnDistance(bank="seeds").fit(X, y).scores_))
+        np.testing.assert_allclose(found, expected, atol=0.03)
+
+    def test_foreigners_always_filed_under_one_label_are_seen_without_labels_only(self):
+        """The sheet: .34 from seeds where the whole set gives .81."""
+        X, y, ood, _ = contaminated("consistent", 0.3, 0)
+        plain, seeded = (roc_auc_score(ood, KnnDistance(bank=b).fit(X, y).scores_) for b in ("all", "seeds"))
+        assert plain == pytest.approx(0.81, abs=0.05)
+        assert seeded == pytest.approx(0.34, abs=0.1)
+
+    def test_agrees_with_loops(self, blobs):
+        X, k = blobs.X.astype(float), 5
+        model = KnnDistance(k=k, bank="seeds").fit(X, blobs.y)
+        bank = seeds(blobs.y, nearest(X, 10))
+        unit = (X / np.linalg.norm(X, axis=1, keepdims=True)).tolist()
+        expected = [sorted(math.dist(u, unit[j]) for j in bank if j != i)[k - 1] for i, u in enumerate(unit)]
+        np.testing.assert_allclose(model.scores_, expected, atol=1e-5)
+        assert model.info_["bank"] == len(bank)
+
+    def test_a_seed_is_not_its_own_neighbour(self):
+        """Not even among copies, of which any may come first."""
+        X = np.vstack([np.tile([1.0, 2, 3], (12, 1)), np.eye(3), -np.eye(3)])
+        for k in (1, 3, 11):
+            np.testing.assert_allclose(distance_to_bank(X, np.arange(12), k)[:12], 0, atol=1e-3)
+        np.testing.assert_allclose(
+            distance_to_bank(X, np.arange(12, 18), 1), [*[0.629629] * 12, *[2**0.5] * 6], atol=1e-4
+        )
+        np.testing.assert_allclose(distance_to_bank(X, np.arange(12, 15), 2)[12:15], 2**0.5, atol=1e-6)
+
+    def test_the_whole_set_as_bank_is_the_plain_score(self, blobs):
+        expected = nearest(blobs.X, 7).distance[:, -1]
+        np.testing.assert_allclose(distance_to_bank(blobs.X, np.arange(400), 7), expected, atol=1e-6)
+
+    def test_neighbours_given_choose_the_same_seeds(self, blobs):
+        alone = KnnDistance(bank="seeds").fit(blobs.X, blobs.y).scores_
+        given_ = KnnDistance(bank="seeds").fit(blobs.X, blobs.y, neighbors=nearest(blobs.X, 30)).scores_
+        np.testing.assert_array_equal(alone, given_)
+        assert roc_auc_score(blobs.ood, alone) > 0.99
+
+    def test_row_order_does_not_matter(self, blobs):
+        near, order = nearest(blobs.X, 10), np.random.default_rng(1).permutation(400)
+        scores = KnnDistance(bank="seeds").fit(blobs.X, blobs.y, neighbors=near).scores_
+        moved = Neighbors(np.argsort(order)[near.indices[order]], near.similarity[order])
+        again = KnnDistance(bank="seeds").fit(blobs.X[order], blobs.y[order], neighbors=moved).scores_
+        np.testing.assert_allclose(again, scores[order], atol=1e-5)
+
+    def test_k_is_cut_to_a_quarter_of_the_smallest_class_of_the_bank(self, blobs):
+        model = KnnDistance(bank="seeds").fit(blobs.X, np.repeat([0, 2], [360, 40]))
+        assert model.info_["k"] == 3  # 12 seeds
+        assert "cut from 10 to 3: a quarter of the smallest class of the bank" in model.info_["note"]
+
+    def test_what_it_cannot_do(self, blobs):
+        with pytest.raises(InputError, match="bank must be one of all, seeds, got 'clean'"):
+            KnnDistance(bank="clean").fit(blobs.X, blobs.y)
+        with pytest.raises(MissingEvidence, match="knn-distance needs features"):
+            KnnDistance(bank="seeds").fit(None, blobs.y, neighbors=nearest(blobs.X, 10))
+        with pytest.raises(InputError, match="there are no seeds"):
+            KnnDistance(bank="seeds").fit(blobs.X, np.arange(400))
+        with pytest.raises(InputError, match=r"the choice of seeds needs 10 neighbours .* there are 4"):
+            KnnDistance(bank="seeds").fit(blobs.X, blobs.y, neighbors=nearest(blobs.X, 4))

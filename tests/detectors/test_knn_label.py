@@ -128,6 +128,12 @@ def test_too_few_neighbours(blobs):
         KnnLabel().fit(blobs.X, blobs.y, neighbors=nearest(blobs.X, 9))
 
 
+@pytest.mark.parametrize("k", [0, -3])
+def test_no_neighbours_at_all(blobs, k):
+    with pytest.raises(InputError, match=f"knn-label: k must be at least 1, got {k}"):
+        KnnLabel(k=k).fit(blobs.X, blobs.y)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_features_not_finite(blobs, value):
     blobs.X[17, 2] = value

@@ -5,9 +5,21 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import precision_recall_curve as sklearn_precision_recall_curve
+from sklearn.metrics import roc_curve as sklearn_roc_curve
 
 from chaffinch.data import CLEAN, MISLABELLED, OOD
-from chaffinch.metrics.detection import auroc, average_precision, decision, ranking
+from chaffinch.metrics.detection import (
+    SIDES,
+    auroc,
+    average_precision,
+    decision,
+    precision_recall_curve,
+    ranking,
+    roc_curve,
+    sides,
+    thinned,
+)
 
 SCORED = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40)
 
@@ -155,3 +167,46 @@ def test_decision_agrees_with_scikit_learn(pairs):
 def test_empty_denominators_are_none(flags, kind, empty):
     found = decision(np.array(flags, bool), np.array(kind, np.int8))
     assert {name for name, value in found.items() if value is None} == empty
+
+
+@settings(max_examples=100, deadline=None)
+@given(SCORED)
+def test_curves_agree_with_scikit_learn(pairs):
+    scores, positive = split(pairs)
+    assume(0 < positive.sum() < len(positive))
+    wrong, right = roc_curve(scores, positive)
+    expected = sklearn_roc_curve(positive, scores, drop_intermediate=False)
+    np.testing.assert_allclose(wrong, expected[0])
+    np.testing.assert_allclose(right, expected[1])
+    recall, precision = precision_recall_curve(scores, positive)
+    expected = sklearn_precision_recall_curve(positive, scores)
+    np.testing.assert_allclose(precision, expected[0][-2::-1])
+    np.testing.assert_allclose(recall, expected[1][-2::-1])
+
+
+def test_curves_without_a_side():
+    scores = np.arange(3.0)
+    assert roc_curve(scores, np.zeros(3, bool)) is roc_curve(scores, np.ones(3, bool)) is None
+    assert precision_recall_curve(scores, np.zeros(3, bool)) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 0.1), st.floats(0, 0.1)), min_size=1, max_size=80), st.integers(2, 30))
+def test_thinned_leaves_no_point_far_from_a_kept_one(steps, most):
+    x, y = np.cumsum(np.array(steps), axis=0).T
+    keep = thinned(x, y, most)
+    assert len(keep) <= max(most, 2)
+    assert (np.diff(keep) > 0).all()
+    assert (x[keep[0]], y[keep[0]]) == (x[0], y[0])
+    assert (x[keep[-1]], y[keep[-1]]) == pytest.approx((x[-1], y[-1]))
+    length = (x[-1] - x[0]) + (y[-1] - y[0])
+    away = np.abs(x[:, None] - x[keep]) + np.abs(y[:, None] - y[keep])
+    assert away.min(axis=1).max() <= length / (most - 1) + 1e-9
+
+
+def test_sides_are_those_of_the_ranking():
+    scores = np.array([1.0, 2, 5, 3, 4, 6, 7, 2.5])
+    for find in SIDES:
+        rows, positive = sides(KIND, find)
+        assert ranking(scores, KIND)[f"auroc_{find}"] == auroc(scores[rows], positive[rows])
+    assert sides(KIND, "mislabelled")[0].tolist() == [True] * 5 + [False] * 3

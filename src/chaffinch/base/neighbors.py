@@ -96,3 +96,33 @@ def nearest(X: NDArray[np.floating], k: int) -> Neighbors:
     own[~own.any(axis=1), -1] = True  # among many duplicates self may be missing: drop the farthest
     keep = ~own
     return Neighbors(indices[keep].reshape(n, k), similarity[keep].reshape(n, k))
+
+
+def nearest_in(bank: NDArray[np.floating], queries: NDArray[np.floating], k: int) -> Neighbors:
+    """Exact cosine neighbours of each query among the rows of another set.
+
+    Nothing is left out: a query that is itself in the bank finds itself.
+
+    Args:
+        bank: (M, D) features to search, any scale.
+        queries: (N, D) features, any scale.
+        k: neighbours per query; cut to M.
+
+    Returns:
+        N rows; the positions are rows of the bank.
+
+    Raises:
+        InputError: an empty bank, different widths, or NaN.
+    """
+    import faiss
+
+    stored, asked = unit_rows(bank), unit_rows(queries)
+    if not len(stored):
+        raise InputError("neighbours need at least one sample to search among")
+    if stored.shape[1] != asked.shape[1]:
+        raise InputError(f"features of two sets must be equally wide, got {stored.shape[1]} and {asked.shape[1]}")
+    faiss.omp_set_num_threads(1 if sys.platform == "darwin" else cores())
+    index = faiss.IndexFlatIP(stored.shape[1])
+    index.add(stored)
+    similarity, indices = index.search(asked, min(k, len(stored)))
+    return Neighbors(indices, similarity)

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
-from ..base.errors import InputError
+from ..base.errors import InputError, MissingEvidence
 from ..base.neighbors import Neighbors
 from ..base.runs import History
 from ..card import MethodCard
@@ -32,11 +32,24 @@ class Trusted:
         X: (M, D) features, from the same encoder.
         y: (M,) their labels.
         rows: (M,) their positions in the dataset, -1 for samples from outside it.
+
+    Raises:
+        InputError: lengths that differ, labels or positions that are none, features that are not finite.
     """
 
     X: NDArray[np.floating]
     y: Labels
     rows: Labels
+
+    def __post_init__(self) -> None:
+        if self.X.ndim != 2 or not len(self.X) == len(self.y) == len(self.rows):
+            raise InputError(
+                f"trusted samples need features (M, D), labels (M,) and rows (M,), got {self.X.shape}, "
+                f"{self.y.shape}, {self.rows.shape}"
+            )
+        if self.y.min(initial=0) < 0 or self.rows.min(initial=-1) < -1:
+            raise InputError("labels of trusted samples are codes from 0, and their rows positions or -1")
+        _check_finite(self.X, "trusted features")
 
     def __len__(self) -> int:
         return len(self.y)
@@ -113,15 +126,28 @@ class Detector(BaseEstimator):  # type: ignore[misc]
 CLASS_WISE = frozenset({"pred_probs", "logits", "head", "history", "trusted"})
 """Pieces of evidence whose columns are classes: with them, labels must be codes 0 to C-1."""
 
+FROM_FEATURES = frozenset({"neighbors", "pred_probs", "logits", "head"})
+"""Pieces of evidence that a detector computes from X where they are not given."""
+
+LARGEST = 1e15
+"""Largest feature: sums of squares of such still fit single precision."""
+
 
 def _checked(fit: Callable[..., Any]) -> Callable[..., Any]:
-    """A ``fit`` whose input is checked first, and whose suggestions are labels as they were given."""
+    """A ``fit`` whose input and result are checked, and whose suggestions are labels as they were given."""
 
     @wraps(fit)
     def checked(self: Detector, X: Any, y: Any = None, **evidence: Any) -> Detector:
-        X, y, names = check_input(self, X, y, evidence)
-        self.__dict__.pop("suggestions_", None)  # of an earlier fit
-        fit(self, X, y, **evidence)
+        X, y, names, evidence = check_input(self, X, y, evidence)
+        for left in ("suggestions_", *(("n_features_in_", "feature_names_in_") if X is None else ())):
+            self.__dict__.pop(left, None)  # by an earlier fit
+        try:
+            fit(self, X, y, **evidence)
+        except InputError as error:
+            if isinstance(error, MissingEvidence) or X is None or X.shape[1] > 1:
+                raise
+            raise InputError(f"{error} (n_features = 1: by cosine, samples differ in their sign only)") from error
+        _check_result(self, len(y))
         self.classes_ = np.arange(int(y.max()) + 1) if names is None else names
         if names is not None and hasattr(self, "suggestions_"):
             self.suggestions_ = names[self.suggestions_]
@@ -132,32 +158,30 @@ def _checked(fit: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_input(
     detector: Detector, X: Any, y: Any, evidence: dict[str, Any]
-) -> tuple[NDArray[np.floating] | None, Labels, NDArray[Any] | None]:
-    """X as a finite float array (N, D) or None, y as codes (N,) int64, and what the codes stand for (or None).
+) -> tuple[NDArray[np.floating] | None, Labels, NDArray[Any] | None, dict[str, Any]]:
+    """Everything as a subclass's ``fit`` may rely on.
+
+    Returns:
+        X as a finite float array (N, D) or None; y as codes (N,) int64; what the codes stand for, or None where
+        they stand for themselves; the evidence, its arrays finite and of the right size.
 
     Raises:
-        InputError: NaN or infinity (by row), lengths that do not fit, labels that are none.
+        InputError: NaN or infinity (by row), sizes that do not fit, labels that are none.
+        MissingEvidence: there is no X, and evidence that would be computed from it is not there either.
     """
     slug = detector.card.slug
-    if y is None:
-        raise InputError(f"{slug}: requires y to be passed, the given labels (N,), but the target y is None")
-    y = np.asarray(column_or_1d(y, warn=True))
-    check_classification_targets(y)
+    y, names = _codes(slug, y, class_wise=any(evidence.get(piece) is not None for piece in CLASS_WISE))
+    if len(y) < 2:
+        raise InputError(f"{slug}: at least two samples are needed, got n_samples = {len(y)}")
     if X is not None:
-        X = validate_data(
-            detector, X, dtype=[np.float64, np.float32], ensure_all_finite=False, ensure_min_samples=2, estimator=slug
-        )
-        bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
-        if len(bad):
-            raise InputError(f"{slug}: features: row {bad[0]} holds NaN or infinity ({len(bad)} rows do)")
-    whole = y.dtype.kind in "iu"
-    names = None
-    if any(evidence.get(piece) is not None for piece in CLASS_WISE):
-        if not whole or y.min(initial=0) < 0:
-            raise InputError(f"{slug}: labels must be whole numbers 0 to C-1 where evidence is given, got {y.dtype}")
-    elif not whole or y.min(initial=0) < 0 or y.max(initial=0) >= max(len(y), 2):
-        names, y = np.unique(y, return_inverse=True)
-    y = y.astype(np.int64)
+        X = _features(detector, X)
+    for piece in detector.needs() if X is None else ():
+        if piece == "features" or (piece in FROM_FEATURES and evidence.get(piece) is None):
+            raise MissingEvidence(slug, piece, "give features X (N, D)")
+    evidence = {
+        piece: _matrix(slug, piece, value) if piece in ("pred_probs", "logits") and value is not None else value
+        for piece, value in evidence.items()
+    }
     rows = {"labels": len(y)} | ({} if X is None else {"features": len(X)})
     for piece, value in evidence.items():
         if isinstance(value, np.ndarray):
@@ -168,7 +192,126 @@ def check_input(
             rows[piece] = value.seen.shape[1]
     if len(set(rows.values())) > 1:
         raise InputError(f"{slug}: inconsistent numbers of rows: {', '.join(f'{k} {v}' for k, v in rows.items())}")
-    return X, y, names
+    width = None if X is None else X.shape[1]
+    for piece, value in evidence.items():
+        if value is not None:
+            _check_evidence(slug, piece, value, y, width)
+    return X, y, names, evidence
+
+
+def _codes(slug: str, y: Any, *, class_wise: bool) -> tuple[Labels, NDArray[Any] | None]:
+    """Labels of any kind as codes (N,) int64, and what the codes stand for; None: for themselves."""
+    if y is None:
+        raise InputError(f"{slug} requires y to be passed, but the target y is None; give the labels (N,)")
+    try:
+        y = np.asarray(column_or_1d(y, warn=True))
+    except ValueError as error:
+        raise InputError(f"{slug}: labels: {error}") from error
+    if y.dtype.kind in "fO":
+        import pandas as pd
+
+        missing = np.flatnonzero(pd.isna(y))
+        if len(missing):
+            raise InputError(f"{slug}: labels: row {missing[0]} has none ({len(missing)} rows have not)")
+    if y.dtype.kind == "f":
+        odd = np.flatnonzero(np.isinf(y) | (y != np.trunc(y)))
+        if len(odd):
+            raise InputError(f"{slug}: labels are classes, but row {odd[0]} holds {y[odd[0]]:g}")
+        y = y.astype(np.int64) if class_wise else y
+    whole = y.dtype.kind in "iu"
+    if class_wise and (not whole or y.min(initial=0) < 0):
+        raise InputError(f"{slug}: labels must be whole numbers 0 to C-1 where evidence is given, got {y.dtype}")
+    if whole and y.min(initial=0) >= 0 and (class_wise or y.max(initial=0) < max(len(y), 2)):
+        return y.astype(np.int64), None
+    try:
+        names, codes = np.unique(y, return_inverse=True)
+    except TypeError as error:
+        raise InputError(f"{slug}: labels must be all text, or all numbers: {error}") from error
+    return codes.astype(np.int64), names
+
+
+def _features(detector: Detector, X: Any) -> NDArray[np.floating]:
+    slug = detector.card.slug
+    if issparse(X):
+        raise InputError(f"{slug}: features are sparse, but dense data is required; use .toarray()")
+    try:
+        X = validate_data(detector, X, dtype=[np.float64, np.float32], ensure_all_finite=False, estimator=slug)
+    except ValueError as error:
+        raise InputError(f"{slug}: features: {error}") from error
+    _check_finite(X, f"{slug}: features", largest=LARGEST)
+    return np.asarray(X)
+
+
+def _matrix(slug: str, piece: str, value: Any) -> Array:
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{slug}: {piece} must be (N, C) numbers: {error}") from error
+
+
+def _check_finite(value: NDArray[Any], name: str, *, largest: float = np.inf) -> None:
+    """Raise unless all is finite and no larger than that; names the first bad row."""
+    low, high = value.min(initial=0), value.max(initial=0)  # a mask would take a quarter of the features' memory
+    if -largest <= low and high <= largest and np.isfinite([low, high]).all():
+        return
+    beyond = tuple(range(1, value.ndim))
+    bad = np.flatnonzero(~np.isfinite(value).all(axis=beyond))
+    if len(bad):
+        raise InputError(f"{name}: row {bad[0]} holds NaN or infinity ({len(bad)} rows do)")
+    row = int(np.argmax(np.abs(value).max(axis=beyond)))
+    raise InputError(f"{name}: row {row} holds {np.abs(value[row]).max():.1e}, too large to square; scale them down")
+
+
+def _check_evidence(slug: str, piece: str, value: Any, y: Labels, width: int | None) -> None:
+    """Raise unless a piece of evidence that has as many rows as the labels fits them in every other way."""
+    n, largest = len(y), int(y.max())
+    if piece in ("pred_probs", "logits"):
+        if value.ndim != 2 or value.shape[1] <= largest:
+            raise InputError(
+                f"{slug}: {piece} must be ({n}, C) with C > {largest} as the labels need, got {value.shape}"
+            )
+        _check_finite(value, f"{slug}: {piece}")
+        if piece == "pred_probs":
+            off = np.abs(value.sum(axis=1) - 1) > 1e-3
+            if value.min() < 0 or off.any():
+                row = int(np.argmax(off | (value < 0).any(axis=1)))
+                raise InputError(f"{slug}: pred_probs: row {row} is no distribution (none negative, sum 1)")
+    elif piece == "head":
+        W, b = (np.asarray(part) for part in value)
+        if W.ndim != 2 or len(W) <= largest or b.shape != (len(W),) or (width is not None and W.shape[1] != width):
+            wanted = f"(C, {'D' if width is None else width}) and (C,) with C > {largest}"
+            raise InputError(f"{slug}: head must be weights and biases {wanted}, got {W.shape} and {b.shape}")
+        _check_finite(W, f"{slug}: head")
+        _check_finite(b, f"{slug}: head")
+    elif isinstance(value, Neighbors):
+        near = value.indices
+        if near.shape != value.similarity.shape or near.min(initial=0) < 0 or near.max(initial=0) >= n:
+            raise InputError(f"{slug}: neighbors must be positions 0 to {n - 1}, each with a similarity")
+        _check_finite(value.similarity, f"{slug}: neighbors")
+    elif isinstance(value, History):
+        if value.seen.shape[2] <= largest:
+            raise InputError(f"{slug}: the history has {value.seen.shape[2]} classes, the labels need {largest + 1}")
+    elif isinstance(value, Trusted):
+        if width is not None and value.X.shape[1] != width:
+            raise InputError(f"{slug}: trusted samples have {value.X.shape[1]} features, the others {width}")
+        if value.rows.max(initial=-1) >= n:
+            raise InputError(f"{slug}: trusted row {value.rows.max()} is none of the {n} samples")
+
+
+def _check_result(detector: Detector, n: int) -> None:
+    """Raise unless there is a finite score and a flag for every sample."""
+    slug = detector.card.slug
+    detector.scores_ = np.asarray(detector.scores_, np.float64)
+    detector.flags_ = np.asarray(detector.flags_, bool)
+    if detector.scores_.shape != (n,) or detector.flags_.shape != (n,):
+        raise TypeError(
+            f"{slug} must give ({n},) scores and flags, gave {detector.scores_.shape} and {detector.flags_.shape}"
+        )
+    bad = np.flatnonzero(~np.isfinite(detector.scores_))
+    if len(bad):
+        raise InputError(
+            f"{slug} found no finite score for row {bad[0]} ({len(bad)} rows); these data are too uniform for it"
+        )
 
 
 def ranks(scores: Array) -> Array:
@@ -207,19 +350,9 @@ def own_label_loss(pred_probs: Array, y: Labels) -> Array:
 
 
 def probabilities(X: Any, y: Labels, pred_probs: Array | None) -> Array:
-    """The given out-of-sample probabilities, or those of a linear probe on X; (N, C) float64.
-
-    Raises:
-        InputError: the given ones do not fit the labels, or are not finite.
-    """
+    """The given out-of-sample probabilities, or those of a linear probe on X; (N, C) float64."""
     if pred_probs is not None:
-        p = np.asarray(pred_probs, np.float64)
-        if p.ndim != 2 or len(p) != len(y) or p.shape[1] <= y.max():
-            raise InputError(f"pred_probs must be ({len(y)}, C) with C > {y.max()} as the labels need, got {p.shape}")
-        bad = np.flatnonzero(~np.isfinite(p).all(axis=1))
-        if len(bad):
-            raise InputError(f"pred_probs: row {bad[0]} holds NaN or infinity ({len(bad)} rows do)")
-        return p
+        return pred_probs
     from ..base.linear import linear_probe
 
     return linear_probe(X, y, int(y.max()) + 1).pred_probs

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..base.errors import InputError
 from ..base.neighbors import Neighbors, nearest
 from ..card import MethodCard
 from .base import Detector, Labels
@@ -53,8 +54,10 @@ class KnnLabel(Detector):
             neighbors: cosine neighbours, at least k of them.
 
         Raises:
-            InputError: fewer than k neighbours.
+            InputError: fewer than k neighbours, or k below 1.
         """
+        if self.k < 1:
+            raise InputError(f"knn-label: k must be at least 1, got {self.k}")
         near = (nearest(X, self.k) if neighbors is None else neighbors).first(self.k, "knn-label")
         theirs = y[near.indices]  # (N, k)
         self.scores_ = (theirs != y[:, None]).mean(axis=1)

@@ -38,31 +38,88 @@ def average_precision(scores: Array, positive: Flags) -> float | None:
     p = int(positive.sum())
     if p == 0:
         return None
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(positive[order])
-    last = np.append(scores[order][1:] != scores[order][:-1], True)  # the last of each tied group
-    hits, seen = hits[last], np.flatnonzero(last) + 1
+    hits, seen = _sweep(scores, positive)
     gained = np.diff(hits, prepend=0) / p
     return float(np.sum(gained * hits / seen))
 
 
-def ranking(scores: Array, kind: NDArray[np.int8]) -> dict[str, float | None]:
-    """AUROC and average precision per kind of noise.
+SIDES = ("ood", "mislabelled", "any")
+"""What scores can be asked to find: samples of no class, wrong labels, noise of either kind."""
 
-    ``ood``: OOD against the rest; ``mislabelled``: against clean, OOD left out; ``any``: noise against clean;
-    ``ood_vs_mislabelled``: can it tell the two kinds of noise apart.
+
+def sides(kind: NDArray[np.int8], find: str) -> tuple[Flags, Flags]:
+    """Which samples take part (N,), and which (N,) should score high.
+
+    ``ood``: OOD against the rest; ``mislabelled``: against clean, OOD left out; ``any``: noise against clean.
     """
-    ood, wrong, noisy = kind == OOD, kind == MISLABELLED, kind != CLEAN
-    inside = ~ood
-    return {
-        "auroc_ood": auroc(scores, ood),
-        "auroc_mislabelled": auroc(scores[inside], wrong[inside]),
-        "auroc_any": auroc(scores, noisy),
-        "auroc_ood_vs_mislabelled": auroc(scores[noisy], ood[noisy]),
-        "ap_ood": average_precision(scores, ood),
-        "ap_mislabelled": average_precision(scores[inside], wrong[inside]),
-        "ap_any": average_precision(scores, noisy),
-    }
+    everyone = np.ones(len(kind), bool)
+    if find == "mislabelled":
+        return kind != OOD, kind == MISLABELLED
+    return everyone, kind == OOD if find == "ood" else kind != CLEAN
+
+
+def ranking(scores: Array, kind: NDArray[np.int8]) -> dict[str, float | None]:
+    """AUROC and average precision per kind of noise (see `sides`).
+
+    ``auroc_ood_vs_mislabelled``: can it tell the two kinds of noise apart.
+    """
+    found: dict[str, dict[str, float | None]] = {"auroc": {}, "ap": {}}
+    for find in SIDES:
+        rows, positive = sides(kind, find)
+        found["auroc"][find] = auroc(scores[rows], positive[rows])
+        found["ap"][find] = average_precision(scores[rows], positive[rows])
+    noisy = kind != CLEAN
+    found["auroc"]["ood_vs_mislabelled"] = auroc(scores[noisy], kind[noisy] == OOD)
+    return {f"{name}_{find}": value for name, values in found.items() for find, value in values.items()}
+
+
+def roc_curve(scores: Array, positive: Flags) -> tuple[Array, Array] | None:
+    """The ROC curve: share of negatives and of positives above each threshold, from (0, 0) to (1, 1).
+
+    Args:
+        scores: (N,) higher = more suspicious.
+        positive: (N,) what should score high.
+
+    Returns:
+        false and true positive rate (M,), one point a distinct score and the origin, or None where one side is empty.
+    """
+    n, p = len(scores), int(positive.sum())
+    if p in (0, n):
+        return None
+    hits, seen = _sweep(scores, positive)
+    return np.insert((seen - hits) / (n - p), 0, 0.0), np.insert(hits / p, 0, 0.0)
+
+
+def precision_recall_curve(scores: Array, positive: Flags) -> tuple[Array, Array] | None:
+    """The precision-recall curve, one point a distinct score, from the highest down.
+
+    Returns:
+        recall and precision (M,), or None where nothing is positive.
+    """
+    p = int(positive.sum())
+    if p == 0:
+        return None
+    hits, seen = _sweep(scores, positive)
+    return hits / p, hits / seen
+
+
+def _sweep(scores: Array, positive: Flags) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positives among the samples down to each distinct score, and how many samples that are; ties enter together."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    last = np.append(scores[order][1:] != scores[order][:-1], True)  # the last of each tied group
+    return hits[last], np.flatnonzero(last) + 1
+
+
+def thinned(x: Array, y: Array, most: int = 500) -> NDArray[np.int64]:
+    """Positions of at most ``most`` points of a curve, both ends among them, evenly along its length |dx| + |dy|.
+
+    So no point that is left out is farther from a kept one than the length of the curve over ``most`` - 1.
+    """
+    if len(x) <= most:
+        return np.arange(len(x))
+    along = np.insert(np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y))), 0, 0.0)
+    return np.unique(np.searchsorted(along, np.linspace(0, along[-1], most)).clip(0, len(x) - 1))
 
 
 def decision(flags: Flags, kind: NDArray[np.int8]) -> dict[str, float | int | None]:

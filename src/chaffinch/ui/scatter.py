@@ -49,12 +49,14 @@ class Colours:
         names: the K legend entries; empty = continuous.
         palette: a hex colour for each code (used in turn if there are fewer), or the stops of the scale.
         title: what the colours mean.
+        span: ends of the scale; default: the least and the largest value.
     """
 
     values: NDArray[Any]
     names: tuple[str, ...] = ()
     palette: tuple[str, ...] = ()
     title: str = ""
+    span: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,11 @@ def scatter_map(
     height: int = 560,
     focus: int | None = None,
     outline: NDArray[np.float64] | None = None,
+    group: str = "",
 ) -> MapEvent:
     """Draw the map. Zoom, pan and selection stay as long as ``xy`` has the same values.
+
+    Maps of one group have one camera, one tool and one selection: what is done on one is done on all, in the browser.
 
     Args:
         xy: (N, 2) positions.
@@ -97,7 +102,8 @@ def scatter_map(
         key: identity of this map on the page.
         height: of the whole component in CSS pixels.
         focus: dataset position to put a crosshair ring on.
-        outline: (V, 2) selection to begin with, such as a link's; from then on the user's counts.
+        outline: (V, 2) selection to begin with, such as a link's; from then on, while it is on the page, the user's.
+        group: name of the group it belongs to; empty = it stands alone.
 
     Raises:
         InputError: an argument does not have N entries.
@@ -114,11 +120,8 @@ def scatter_map(
 
     xy32 = np.ascontiguousarray(xy, dtype=np.float32)
     version = digest(xy32)
-    memory = st.session_state.setdefault(f"{key}:map", {"version": version, "void": None})
-    if memory["version"] != version:  # another dataset or encoder: the old outline means nothing here
-        memory.update(version=version, void=memory.get("last"))
-    first = memory.setdefault("first", None if outline is None else {"id": "first", "points": outline.tolist()})
-    selection = _outline(st.session_state.get(key, {"outline": first}), memory)
+    memory = _memory(group or key, key, version, outline)
+    selection = memory["held"]
 
     if sheets is not None:
         sheets.fill()
@@ -145,16 +148,14 @@ def scatter_map(
         "flag": KIND_COLOURS["flag"] if bool((state & MARKED).any()) else None,
         "focus": where if where is not None and np.isfinite(where).all() else None,
         "outline": selection,
+        "group": group,
         "sheets": sheets_data(sheets),
         "plotly": _plotly(),
     }
     encoded = json.dumps(head).encode()
     payload = struct.pack("<I", len(encoded)) + encoded + body
-    result = _component()(
-        key=key, data=payload, default={"outline": first}, on_clicked_change=_nothing, on_outline_change=_nothing
-    )
+    result = _component()(key=key, data=payload, on_clicked_change=_nothing, on_outline_change=_nothing)
 
-    selection = _outline(result, memory)
     polygon = None if selection is None else np.asarray(selection["points"], dtype=np.float64)
     clicked: Any = result.get("clicked")
     valid = isinstance(clicked, int) and 0 <= clicked < n
@@ -197,26 +198,49 @@ def _codes(colours: Colours) -> tuple[NDArray[np.uint8], NDArray[np.bool_], dict
         return code, values >= 0, scale
     there = np.isfinite(values)
     low, high = (float(values[there].min()), float(values[there].max())) if there.any() else (0.0, 1.0)
-    step = np.where(there, (values - low) * (255 / ((high - low) or 1.0)), 0)
+    low, high = colours.span or (low, high)
+    step = np.where(there, (values - low) * (255 / ((high - low) or 1.0)), 0).clip(0, 255)
     scale = {"names": [], "palette": list(colours.palette or SUSPICION), "title": colours.title}
     return step.round().astype(np.uint8), there, scale | {"low": low, "high": high}
 
 
-def _outline(state: Any, memory: dict[str, Any]) -> dict[str, Any] | None:
-    """The selection as the browser reported it: ``{"id", "points"}``, or None if none, void or malformed."""
-    outline = state.get("outline") if state is not None else None
-    if not isinstance(outline, dict) or not isinstance(outline.get("id"), str):
+def _memory(name: str, key: str, version: str, first: NDArray[np.float64] | None) -> dict[str, Any]:
+    """What this session knows of a map or a group of maps; ``held`` is the selection in force.
+
+    Each map of a group keeps what it last reported, so the newest report counts, and only once: it must not come
+    back when positions change or the map that made it leaves the page.
+    """
+    memory: dict[str, Any] = st.session_state.setdefault(f"{name}:map", {"keys": set(), "newest": 0})
+    there = [k for k in memory["keys"] if k in st.session_state]
+    if not there:  # first time on the page
+        memory["held"] = None if first is None else {"id": "first", "points": first.tolist()}
+        memory["version"] = version
+    memory["keys"].add(key)
+    for reported in (_outline(st.session_state[k]) for k in there):
+        if reported is not None and reported["made"] > memory["newest"]:
+            memory.update(newest=reported["made"], held=reported if reported["points"] else None)
+    if memory["version"] != version:  # another dataset or encoder: the old outline means nothing here
+        memory.update(version=version, held=None)
+    return memory
+
+
+def _outline(state: Any) -> dict[str, Any] | None:
+    """What a map reported, ``{"id", "made", "points"}`` with no points if cleared; None if nothing, or malformed."""
+    outline = state.get("outline")
+    if not isinstance(outline, dict):
         return None
-    memory["last"] = outline["id"]
-    points = outline.get("points")
-    if outline["id"] == memory["void"] or not isinstance(points, list) or not 3 <= len(points) <= MAX_VERTICES:
+    name, made, points = (outline.get(part) for part in ("id", "made", "points"))
+    if not (isinstance(name, str) and isinstance(made, int | float) and isinstance(points, list)):
         return None
+    if not points:
+        return {"id": name, "made": made, "points": []}
     try:
         vertices = np.asarray(points, dtype=np.float64)
     except (TypeError, ValueError):
         return None
     fine = vertices.ndim == 2 and vertices.shape[1] == 2 and bool(np.isfinite(vertices).all())
-    return {"id": outline["id"], "points": vertices.tolist()} if fine else None
+    fine &= 3 <= len(vertices) <= MAX_VERTICES
+    return {"id": name, "made": made, "points": vertices.tolist()} if fine else None
 
 
 def _pack(xy: NDArray[np.float32], shown: NDArray[np.int64] | None) -> bytes:

@@ -25,6 +25,8 @@ const ICONS = { // 24 x 24, strokes
 };
 
 const maps = new WeakMap(); // parent element → PointMap
+const all = new Set();      // those on the page, to find the others of a group
+const groups = new Map();   // name of a group → {version, view, tool}: kept when its maps leave the page
 
 export default function ({ parentElement, data, setStateValue, setTriggerValue }) {
   let map = maps.get(parentElement);
@@ -50,6 +52,8 @@ class PointMap {
   constructor(parent) {
     this.tool = "pan";
     this.outline = null; // {id, points: [[x, y], ...]} in data coordinates
+    this.quiet = 0;      // above 0: camera moves are not passed on to the group
+    all.add(this);
     this.abort = new AbortController();
     this.build(parent);
     this.listen();
@@ -98,7 +102,7 @@ class PointMap {
       await this.mount();
     } else {
       await this.paint();
-      if (moved) await this.goHome();
+      if (moved) await this.quietly(() => this.goHome());
     }
     this.project();
     this.root.dataset.paint = data.paint; // drawn: for tests and timings
@@ -156,14 +160,16 @@ class PointMap {
     this.painted = this.recipe();
     this.message.hidden = true;
     this.still.remove();
-    this.plot.on("plotly_relayouting", () => this.project());
-    this.plot.on("plotly_relayout", () => this.project());
+    for (const event of ["plotly_relayouting", "plotly_relayout"]) this.plot.on(event, () => this.moved());
     this.plot.on("plotly_webglcontextlost", () => this.say("The graphics context was lost. Reload the page."));
     this.resizing = new ResizeObserver(() => {
       cancelAnimationFrame(this.frame);
       this.frame = requestAnimationFrame(() => this.resize());
     });
     this.resizing.observe(this.stage);
+    const { view, tool } = this.share({});
+    if (view) this.follow(view);
+    if (tool) this.hold(tool);
   }
 
   /** Everything the look of the points depends on. */
@@ -333,8 +339,55 @@ class PointMap {
     const atHome = Math.abs(x[0] - this.home.x[0]) + Math.abs(y[0] - this.home.y[0]) < this.unit();
     this.home = this.fit(width, height);
     const same = around([(x[0] + x[1]) / 2, (y[0] + y[1]) / 2], this.unit(), width, height);
-    await this.look(atHome ? this.home : same, { width, height });
+    await this.quietly(() => this.look(atHome ? this.home : same, { width, height }));
     await this.paint();
+  }
+
+  // ---------------------------------------------------------------- group
+
+  /** The other maps of the group that show the same positions. */
+  peers() {
+    const { group, version } = this.data ?? {};
+    return group ? [...all].filter((map) => map !== this && map.data?.group === group && map.data.version === version) : [];
+  }
+
+  /** What the group shares; ``change`` is put into it. Other positions: it begins anew. */
+  share(change) {
+    const { group, version } = this.data ?? {};
+    if (!group) return {};
+    const before = groups.get(group);
+    const now = { ...(before?.version === version ? before : { version }), ...change };
+    groups.set(group, now);
+    return now;
+  }
+
+  /** The camera moved: so do the others'. */
+  moved() {
+    this.project();
+    if (this.quiet) return;
+    this.share({ view: this.view() });
+    for (const map of this.peers()) map.follow(this.view());
+  }
+
+  /** Take the camera of another map of the group, at most once a frame. */
+  follow(view) {
+    const asked = Boolean(this.wanted);
+    this.wanted = view;
+    if (!asked) requestAnimationFrame(() => this.quietly(async () => {
+      const { x, y } = this.wanted, { width, height } = this.size();
+      this.wanted = null;
+      if (this.gone || !this.view()) return;
+      await this.look(around([(x[0] + x[1]) / 2, (y[0] + y[1]) / 2], (x[1] - x[0]) / width, width, height));
+    }));
+  }
+
+  async quietly(act) {
+    this.quiet++;
+    try {
+      await act();
+    } finally {
+      this.quiet--;
+    }
   }
 
   // ---------------------------------------------------------------- what the user does
@@ -393,6 +446,11 @@ class PointMap {
   }
 
   use(tool) {
+    this.share({ tool });
+    for (const map of [this, ...this.peers()]) map.hold(tool);
+  }
+
+  hold(tool) {
     this.tool = tool;
     this.sheet.hidden = tool === "pan";
     for (const name of ["pan", "lasso", "box"]) {
@@ -486,10 +544,15 @@ class PointMap {
 
   /** Take an outline in data coordinates (null: none), grey what is outside, tell Python. */
   select(points) {
-    this.outline = points && { id: `${Date.now()}-${Math.random().toString(36).slice(2)}`, points };
+    const made = Date.now(), id = `${made}-${Math.random().toString(36).slice(2)}`;
+    this.report.outline({ id, made, points: points ?? [] });
+    for (const map of [this, ...this.peers()]) map.take(points && { id, points });
+  }
+
+  take(outline) {
+    this.outline = outline;
     this.project();
-    this.report.outline(this.outline);
-    requestAnimationFrame(() => !this.gone && this.paint());
+    requestAnimationFrame(() => this.painted && !this.gone && this.paint());
   }
 
   hover(event) {
@@ -539,6 +602,7 @@ class PointMap {
 
   destroy() {
     this.gone = true;
+    all.delete(this);
     this.abort.abort();
     this.resizing?.disconnect();
     cancelAnimationFrame(this.frame);
