@@ -27,6 +27,7 @@ with shell.explained():
     known = explore.known_detections(study, spec.detectors)
     found = list(known.values())
     votes = views.vote(len(study), found, spec.detectors, spec.votes)
+    verdict = explore.known_verdict(study)
     focus = study.position(spec.sample)
 
     st.markdown("#### Which detector should I believe?")
@@ -50,7 +51,7 @@ with shell.explained():
         clicked = picked if event.clicked is None else event.clicked
         with beside:
             if focus is not None:
-                closed, near = explore.inspector(study, views.inspect(study, focus, found, votes))
+                closed, near = explore.inspector(study, views.inspect(study, focus, found, votes, verdict))
                 spec = replace(spec, sample="") if closed else spec
                 clicked = near if near is not None else clicked
         compare.noise(study)

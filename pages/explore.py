@@ -27,6 +27,7 @@ with shell.explained():
     known = explore.known_detections(study, spec.detectors)
     found = list(known.values())
     votes = views.vote(len(study), found, spec.detectors, spec.votes)
+    verdict = explore.known_verdict(study)
     focus = study.position(spec.sample)
 
     top = st.container()
@@ -34,7 +35,7 @@ with shell.explained():
     with left:
         spec = explore.map_controls(spec, study)
         kind = spec.map if study.has_map(spec.map) or not study.can_map() else "pca"
-        event, within = explore.draw_map(spec, study, found, votes, kind=kind, focus=focus)
+        event, within = explore.draw_map(spec, study, found, votes, kind=kind, focus=focus, verdict=verdict)
         if kind != spec.map:
             st.caption("PCA is shown while UMAP is being computed.")
             jobs.prepare(study, spec)
@@ -42,13 +43,14 @@ with shell.explained():
         spec = replace(spec, outline=views.spell_outline(event.polygon))
     with top:
         explore.strip(study, votes, within)
+        explore.verdict_strip(verdict, within)
     with right:
         beside = st.container()
-        spec, picked = explore.gallery_panel(spec, study, found, votes, within, focus)
+        spec, picked = explore.gallery_panel(spec, study, found, votes, within, focus, verdict)
         clicked = picked if event.clicked is None else event.clicked
         with beside:
             if focus is not None:
-                closed, near = explore.inspector(study, views.inspect(study, focus, found, votes))
+                closed, near = explore.inspector(study, views.inspect(study, focus, found, votes, verdict))
                 spec = replace(spec, sample="") if closed else spec
                 clicked = near if near is not None else clicked
     if clicked is not None:

@@ -44,7 +44,7 @@ flag_rows = st.integers(1, 30).flatmap(
 def toy(slug, scores, own=None):
     scores = np.asarray(scores, float)
     flags = scores > 0.5 if own is None else np.asarray(own, bool)
-    return Detection(slug, scores, flags, None, {}, 0.25)
+    return Detection(slug, scores, flags, None, {}, 0.25, np.zeros(len(scores), int), float)
 
 
 def named(rows):

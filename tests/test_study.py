@@ -164,7 +164,7 @@ def test_scores_are_the_same_bits_without_the_truth(blobs, tmp_path, slug):
 
 
 class TestCuts:
-    detection = Detection("toy", np.array([3.0, 1, 2, 2]), np.array([True, False, False, False]), None, {}, 0.0)
+    detection = Detection("toy", np.array([3.0, 1, 2, 2]), np.array([True, False, False, False]), None, {}, 0.0, np.zeros(4, int), float)
 
     def test_flags(self):
         d = self.detection
@@ -184,7 +184,7 @@ class TestCuts:
 
     def test_ranks(self):
         assert self.detection.ranks.tolist() == [1, 0, 0.5, 0.5]
-        one = Detection("toy", np.zeros(1), np.zeros(1, bool), None, {}, 0.0)
+        one = Detection("toy", np.zeros(1), np.zeros(1, bool), None, {}, 0.0, np.zeros(1, int), float)
         assert one.ranks.tolist() == [0]
 
 

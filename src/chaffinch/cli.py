@@ -55,7 +55,10 @@ def clock(seconds: float) -> str:
 
 
 def _detect(args: argparse.Namespace) -> int:
+    import numpy as np
+
     from . import registry
+    from .card import KINDS
     from .exports import FORMATS, write_table
     from .spec import Cut
     from .study import Study, run_detectors
@@ -87,9 +90,13 @@ def _detect(args: argparse.Namespace) -> int:
         raise InputError("no detector could run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
     results = {d.slug: study.figures(d, flags[d.slug]) for d in done}
     meter("detectors", 1.0)
+    verdict, judged = None, {}
+    if args.verdict or args.mislabelled is not None or args.ood is not None:
+        verdict = study.verdict(mislabelled=args.mislabelled, ood=args.ood, report=meter)
+        judged = {"verdict": study.judged(verdict)}
+    document = {"dataset": study.dataset.name, "n": len(study), "detectors": results, "skipped": skipped, **judged}
     if out:
-        write_table(study.table(done, flags), out)
-    document = {"dataset": study.dataset.name, "n": len(study), "detectors": results, "skipped": skipped}
+        write_table(study.table(done, flags, verdict), out)
     if args.json:
         print(json.dumps(document, indent=2))
         return 0
@@ -99,9 +106,14 @@ def _detect(args: argparse.Namespace) -> int:
     print(" ".join([f"{'detector':22s}", *(f"{c:>17s}" for c in columns)]))
     for slug, row in results.items():
         print(" ".join([f"{slug:22s}", *(f"{_figure(row.get(c)):>17s}" for c in columns)]))
-    for d in done:
-        if note := d.info.get("note"):
-            print(f"{d.slug}: {note}")
+    if verdict is not None:
+        counts = dict(zip(KINDS, np.bincount(verdict.kinds, minlength=len(KINDS)).tolist(), strict=True))
+        print("verdict: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+        if "macro_f1" in judged["verdict"]:
+            print("verdict: macro-F1 {macro_f1:.3f} (at best {ceiling_macro_f1:.3f})".format(**judged["verdict"]))
+    for name, info in [*((d.slug, d.info) for d in done), *([("verdict", verdict.info)] if verdict else [])]:
+        if note := info.get("note"):
+            print(f"{name}: {note}")
     for slug, reason in skipped.items():
         print(f"skipped: {reason}" if reason.startswith(slug) else f"skipped {slug}: {reason}")
     if out:
@@ -329,9 +341,13 @@ def _parser() -> argparse.ArgumentParser:
 
     detect = commands.add_parser("detect", parents=[data, encoded, *shared], help="score and flag samples")
     detect.add_argument(
-        "--detector", action="append", metavar="SLUG[@budget=SHARE|@score=VALUE]",
-        help="which (repeat for several), or 'all'; default lsa and small-loss",
+        "--detector", action="append", metavar="SLUG[@CUT]",
+        help="which (repeat for several), or 'all'; default lsa and small-loss. CUT: own, mixture, rate, "
+        "contradiction, budget=SHARE or score=VALUE",
     )  # fmt: skip
+    detect.add_argument("--verdict", action="store_true", help="also judge: clean, mislabelled or out-of-distribution")
+    detect.add_argument("--mislabelled", type=float, metavar="SHARE", help="for the verdict, if known (else estimated)")
+    detect.add_argument("--ood", type=float, metavar="SHARE", help="for the verdict, if known (else estimated)")
     detect.add_argument("--out", metavar="FILE", help="write ids, labels, scores and flags to .parquet or .csv")
     detect.add_argument("--json", action="store_true", help="one JSON document on standard output")
     detect.set_defaults(run=_detect)

@@ -15,7 +15,7 @@ from . import registry
 from .base.errors import InputError
 from .base.files import digest
 from .card import KINDS
-from .detectors.base import Trusted, cut, ranks
+from .detectors.base import Trusted, ranks
 from .evidence import Evidence
 from .metrics.detection import auroc, average_precision, precision_recall_curve, roc_curve, sides, thinned
 from .spec import Cut, Spec
@@ -351,13 +351,19 @@ def stability(
             try:
                 make = partial(_fit, study, slug, evidence)
                 found = study.workspace.remember("stability", _subset_key(study, slug, r), make)
-                c = chosen.get(slug, Cut(slug))
-                again = cut(found["scores"], found["flags"], budget=c.budget, threshold=c.score)
+                part = replace(
+                    full,
+                    scores=found["scores"],
+                    own=found["flags"],
+                    suggestions=found["suggestions"] if len(found["suggestions"]) else None,
+                    given=labels[rows],
+                )
+                again = part.flags(chosen.get(slug))
             except InputError as error:
                 problems[slug] = str(error)
                 continue
             with np.errstate(invalid="ignore", divide="ignore"):
-                same = float(np.corrcoef(ranks(full.scores[rows]), ranks(found["scores"]))[0, 1])
+                same = float(np.corrcoef(ranks(full.scores[rows]), part.ranks)[0, 1])
             runs[slug].append((same, jaccard(flags[slug][rows], again)))
     done = [slug for slug in runs if slug not in problems]
     return [Stability(s, tuple(a for a, _ in runs[s]), tuple(b for _, b in runs[s])) for s in done], problems
@@ -391,4 +397,5 @@ def _fit(study: Study, slug: str, evidence: Callable[[], Evidence]) -> Arrays:
     detector = study.detector(slug)
     arguments = evidence().gather(detector)
     detector.fit(arguments.pop("X"), arguments.pop("y"), **arguments)
-    return {"scores": detector.scores_.astype(np.float64), "flags": detector.flags_}
+    suggestions = getattr(detector, "suggestions_", np.empty(0, np.int64))
+    return {"scores": detector.scores_.astype(np.float64), "flags": detector.flags_, "suggestions": suggestions}

@@ -14,26 +14,35 @@ from .base.errors import InputError
 
 MAPS = ("umap", "pca")
 
+RULES = ("rate", "own", "mixture", "contradiction")
+"""Cuts without a number: as many as there is noise by the verdict (or, without features to judge by, the own rule);
+the method's own rule; the upper part of a two-component mixture on its scores; every sample for which the method would
+give another label. The first is the default: it came nearest to the best cut on all kinds of data that were tried."""
+
 
 @dataclass(frozen=True)
 class Cut:
     """One detector that is switched on, and where it cuts.
 
-    Spelled ``lsa``, ``lsa@budget=0.2`` or ``lsa@score=1.5``.
+    Spelled ``lsa``, ``lsa@mixture`` (or another of `RULES`), ``lsa@budget=0.2`` or ``lsa@score=1.5``.
 
     Attributes:
         detector: slug.
         budget: share of samples to flag, or None.
-        score: score above which samples are flagged, or None. With neither, the method's own rule holds.
+        score: score above which samples are flagged, or None.
+        rule: one of `RULES`, in force where there is neither budget nor score.
     """
 
     detector: str
     budget: float | None = None
     score: float | None = None
+    rule: str = RULES[0]
 
     def __post_init__(self) -> None:
-        if self.budget is not None and self.score is not None:
-            raise InputError(f"{self.detector}: give a budget or a score, not both")
+        if (self.budget is not None) + (self.score is not None) + (self.rule != RULES[0]) > 1:
+            raise InputError(f"{self.detector}: give one cut: a rule, a budget or a score")
+        if self.rule not in RULES:
+            raise InputError(f"{self.detector}: the cut must be one of {', '.join(RULES)}, got {self.rule!r}")
         if self.budget is not None and not 0 <= self.budget <= 1:
             raise InputError(f"{self.detector}: budget must be a share between 0 and 1, got {self.budget}")
 
@@ -48,19 +57,24 @@ class Cut:
         name, _, value = rule.partition("=")
         if slug and not at:
             return cls(slug)
+        if slug and rule in RULES:
+            return cls(slug, rule=rule)
         number = math.nan
         with contextlib.suppress(ValueError):
             number = float(value)
         if slug and name in ("budget", "score") and math.isfinite(number):
-            return cls(slug, **{name: number})
-        raise InputError(f"{text!r}: write DETECTOR, DETECTOR@budget=SHARE or DETECTOR@score=VALUE")
+            return cls(slug, budget=number) if name == "budget" else cls(slug, score=number)
+        raise InputError(
+            f"{text!r}: write DETECTOR, DETECTOR@RULE (one of {', '.join(RULES)}), DETECTOR@budget=SHARE or "
+            "DETECTOR@score=VALUE"
+        )
 
     def __str__(self) -> str:
         for name in ("budget", "score"):
             if (value := getattr(self, name)) is not None:
                 short = f"{value:g}"
                 return f"{self.detector}@{name}={short if float(short) == value else repr(float(value))}"
-        return self.detector
+        return self.detector if self.rule == RULES[0] else f"{self.detector}@{self.rule}"
 
 
 def check_seed(seed: int) -> None:

@@ -20,20 +20,23 @@ from numpy.typing import NDArray
 from . import projection, registry
 from .base.errors import InputError, MissingEvidence
 from .base.files import assets_dir, digest, read_json
+from .base.mixture import fit_mixture
 from .card import KINDS
-from .data import OOD, NoisyDataset, open_dataset
+from .data import CLEAN, OOD, NoisyDataset, open_dataset
 from .data.dataset import finite_rows
 from .detectors.base import Trusted, cut, ranks
-from .evidence import Evidence
+from .evidence import REMEDIES, Evidence
 from .metrics.detection import decision, ranking
 from .metrics.embedding import map_quality
+from .metrics.verdict import three_way
 from .spec import MAPS, Cut, check_seed
+from .verdict import Verdict, ceiling, judge
 from .workspace import Arrays, Workspace, pack, unpack
 
 OWN_FEATURES = "features"
 """The name that stands in place of an encoder where features come with the data."""
 
-VERSIONS = {"features": 1, "neighbors": 1, "probe": 1, "history": 1, "detect": 1, "map": 1}
+VERSIONS = {"features": 1, "neighbors": 1, "probe": 1, "history": 1, "detect": 2, "verdict": 1, "map": 1}
 """Raised when a step would give another result for the same input, so that old results are not taken for it."""
 
 CARD_FIELDS = {"architecture", "loss", "dataset", "epochs", "device", "sha256"}
@@ -54,6 +57,8 @@ class Detection:
         suggestions: (N,) int64, the label it would give, or None.
         info: how it came to the decision.
         seconds: how long its fit took, evidence not included.
+        given: (N,) int64, the given labels.
+        noise_rate: gives the estimated share of what the detector looks for, or None where it cannot be estimated.
     """
 
     slug: str
@@ -62,19 +67,30 @@ class Detection:
     suggestions: NDArray[np.int64] | None
     info: dict[str, Any]
     seconds: float
+    given: NDArray[np.int64]
+    noise_rate: Callable[[], float | None]
 
-    def flags(self, cut_: Cut | None = None) -> NDArray[np.bool_]:
+    def flags(self, where: Cut | None = None) -> NDArray[np.bool_]:
         """(N,) flags under a cut.
 
         Raises:
-            InputError: the cut would flag every sample.
+            InputError: the cut would flag every sample, or cannot be made for this detector.
         """
-        return cut(
-            self.scores,
-            self.own,
-            budget=cut_.budget if cut_ else None,
-            threshold=cut_.score if cut_ else None,
-        )
+        where = where or Cut(self.slug)
+        own, budget = self.own, where.budget
+        if where.rule == "mixture":
+            own = self._mixed
+        elif where.rule == "rate":
+            budget = self.noise_rate()
+        elif where.rule == "contradiction":
+            if self.suggestions is None:
+                raise InputError("it suggests no labels, so there is nothing to contradict; choose another cut")
+            own = self.suggestions != self.given
+        return cut(self.scores, own, budget=budget, threshold=where.score)
+
+    @cached_property
+    def _mixed(self) -> NDArray[np.bool_]:
+        return np.asarray(fit_mixture(self.scores).monotone_posterior(self.scores) > 0.5)
 
     @property
     def own_threshold(self) -> float:
@@ -138,6 +154,7 @@ class Study:
             raise InputError(f"{self.dataset.name} has pictures but no features of its own; choose an encoder")
         self.lock = threading.RLock()  # the app shares one study among its sessions
         self._detections: dict[str, Detection] = {}
+        self._verdicts: dict[str, Verdict] = {}
         self._maps: dict[str, Arrays] = {}
 
     def __len__(self) -> int:
@@ -267,8 +284,85 @@ class Study:
                     found["suggestions"] if len(found["suggestions"]) else None,
                     info["info"],
                     info["seconds"],
+                    self.observed.labels,
+                    partial(self.noise_rate, slug),
                 )
             return self._detections[key]
+
+    def verdict(
+        self, *, mislabelled: float | None = None, ood: float | None = None, report: Report | None = None
+    ) -> Verdict:
+        """Clean, mislabelled or OOD: the verdict on every sample (see `chaffinch.verdict`), stored or made now.
+
+        Args:
+            mislabelled: share of wrong labels, if known.
+            ood: share of foreign samples, if known.
+            report: progress.
+
+        Raises:
+            MissingEvidence: there are no features.
+            InputError: data it cannot work on, or rates out of range.
+        """
+        key = self._verdict_key(mislabelled, ood)
+        if key in self._verdicts:
+            return self._verdicts[key]
+        features = self.features
+        if features is None:
+            raise MissingEvidence("verdict", "features", REMEDIES["features"])
+
+        def make() -> Arrays:
+            tell = (lambda share: report("judging", share)) if report else None
+            started = time.perf_counter()
+            found = judge(
+                features,
+                self.observed.labels,
+                len(self.observed.classes),
+                mislabelled=mislabelled,
+                ood=ood,
+                seed=self.seed,
+                progress=tell,
+            )
+            rest = {"rates": found.rates, "info": found.info | {"seconds": time.perf_counter() - started}}
+            arrays = {name: getattr(found, name) for name in ("proba", "labels", "sureness", "transition")}
+            return {**arrays, "rest": pack(rest)}
+
+        with self.lock:
+            if key not in self._verdicts:
+                stored = dict(self.workspace.remember("verdict", key, make))
+                rest = unpack(stored.pop("rest"))
+                self._verdicts[key] = Verdict(**stored, **rest)
+            return self._verdicts[key]
+
+    def knows_verdict(self) -> bool:
+        """Can the verdict be had without computing it?"""
+        key = self._verdict_key(None, None)
+        return key in self._verdicts or self.workspace.has("verdict", key)
+
+    def _verdict_key(self, mislabelled: float | None, ood: float | None) -> str:
+        return digest(self.key, self.seed, [mislabelled, ood], VERSIONS["verdict"])
+
+    def noise_rate(self, slug: str) -> float | None:
+        """The share of samples that the verdict takes for what a detector looks for: OOD only, or any noise.
+
+        None where there are no features to judge by, or too few samples.
+        """
+        try:
+            kinds = self.verdict().kinds
+        except InputError:
+            return None
+        only_ood = registry.get("detector", slug).card.finds == {"ood"}
+        return float(np.mean(kinds == OOD if only_ood else kinds != CLEAN))
+
+    def judged(self, verdict: Verdict) -> dict[str, Any]:
+        """Figures of a verdict: rates and seconds, and against the truth where it is known."""
+        out: dict[str, Any] = {"rates": verdict.rates, "seconds": round(verdict.info["seconds"], 4)}
+        if self.truth is None or self.features is None:
+            return out
+        labels, features = self.observed.labels, self.features
+        k = len(self.observed.classes)
+        best = ceiling(features, labels, self.truth.labels, k, seed=self.seed)
+        most = three_way(best, self.truth.kind)["macro_f1"]
+        return {**three_way(verdict.proba, self.truth.kind), **out, "ceiling_macro_f1": most}
 
     def knows(self, slug: str) -> bool:
         """Can the detector's result (with default parameters) be had without computing it?"""
@@ -365,13 +459,17 @@ class Study:
         return {**ranking(detection.scores, self.truth.kind), **decision(flags, self.truth.kind), **count}
 
     def table(
-        self, detections: Sequence[Detection], flags: Mapping[str, NDArray[np.bool_]] | None = None
+        self,
+        detections: Sequence[Detection],
+        flags: Mapping[str, NDArray[np.bool_]] | None = None,
+        verdict: Verdict | None = None,
     ) -> pd.DataFrame:
-        """One row a sample: id, given label, true label and kind where known, and each detector's columns.
+        """One row a sample: id, given label, true label and kind where known, the verdict, each detector's columns.
 
         Args:
             detections: whose columns.
             flags: slug -> (N,) flags in force; a detector that is not in it has those of its own rule.
+            verdict: whose columns come before those of the detectors.
         """
         flags = flags or {}
         names = np.array([*self.observed.classes, "(none)"])
@@ -380,6 +478,10 @@ class Study:
             known = np.where(self.truth.kind == OOD, "(none)", "")  # empty: only the kind is known
             columns["true_label"] = np.where(self.truth.labels >= 0, names[self.truth.labels], known)
             columns["kind"] = np.array(KINDS)[self.truth.kind]
+        if verdict is not None:
+            columns["verdict"] = np.array(KINDS)[verdict.kinds]
+            columns["probable_label"] = names[verdict.labels]
+            columns |= {f"p_{kind}": verdict.proba[:, i] for i, kind in enumerate(KINDS)}
         for found in detections:
             columns[f"{found.slug}_score"] = found.scores
             columns[f"{found.slug}_flag"] = flags.get(found.slug, found.own)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .base.errors import InputError
 from .card import KINDS
-from .data import OOD
+from .data import CLEAN, OOD
 from .figures import palette
 from .metrics.detection import decision
 from .spec import Cut
 from .study import Detection, Study
+from .verdict import Verdict
 
 Flags = NDArray[np.bool_]
 
@@ -63,7 +64,14 @@ def suspicion(detections: Sequence[Detection], n: int) -> NDArray[np.float64]:
 
 
 def gallery_order(
-    study: Study, detections: Sequence[Detection], votes: Votes, *, show: str, label: str, within: Flags | None
+    study: Study,
+    detections: Sequence[Detection],
+    votes: Votes,
+    *,
+    show: str,
+    label: str,
+    within: Flags | None,
+    verdict: Verdict | None = None,
 ) -> NDArray[np.int64]:
     """Positions in the order in which the gallery lists them.
 
@@ -72,9 +80,11 @@ def gallery_order(
         detections: those that decide the order.
         votes: flags in force.
         show: ``suspicious`` (all, most suspicious first), ``flagged`` (only those), ``random`` (a seeded shuffle),
-            or ``trusted`` (least suspicious first).
+            ``trusted`` (least suspicious first), or ``mislabelled`` or ``ood``: those the verdict takes for one, the
+            surest first.
         label: only samples with this given label; empty = all.
         within: only these (a selection on the map); None = all.
+        verdict: the verdict, where it is known.
     """
     n = len(study)
     keep = np.ones(n, bool) if within is None else within.copy()
@@ -82,7 +92,10 @@ def gallery_order(
         keep &= study.observed.labels == study.observed.classes.index(label)
     if show == "flagged":
         keep &= votes.flagged
-    if show == "random":
+    if show in KINDS and verdict is not None:
+        keep &= verdict.kinds == KINDS.index(show)
+        order = np.argsort(-verdict.proba[:, KINDS.index(show)], kind="stable")
+    elif show == "random":
         order = np.random.default_rng(study.seed).permutation(n)
     else:
         score = suspicion(detections, n)
@@ -100,12 +113,16 @@ class Colouring:
     title: str
 
 
-def colouring(study: Study, detections: Sequence[Detection], votes: Votes, by: str) -> Colouring:
-    """Colours by ``given`` label, number of ``votes``, true ``kind`` (where known), or a detector's rank."""
+def colouring(
+    study: Study, detections: Sequence[Detection], votes: Votes, by: str, verdict: Verdict | None = None
+) -> Colouring:
+    """Colours by ``given`` label, ``votes``, ``verdict`` or true ``kind`` (where known), or a detector's rank."""
     by_slug = {found.slug: found for found in detections}
+    kinds = tuple(palette.KIND_COLOURS[kind] for kind in KINDS)
     if by == "kind" and study.truth is not None:
-        colours = tuple(palette.KIND_COLOURS[kind] for kind in KINDS)
-        return Colouring(study.truth.kind.astype(float), KINDS, colours, "True kind")
+        return Colouring(study.truth.kind.astype(float), KINDS, kinds, "True kind")
+    if by == "verdict" and verdict is not None:
+        return Colouring(verdict.kinds.astype(float), KINDS, kinds, "Verdict")
     if by == "votes":
         most = len(votes.flags)
         names = ("not flagged", *(f"flagged by {i}" for i in range(1, most + 1)))
@@ -138,6 +155,8 @@ class Inspection:
         kind: clean, mislabelled, ood, or None.
         readings: one a detector.
         neighbours: positions of the nearest samples, nearest first, with their labels and similarities.
+        chances: P(clean), P(mislabelled), P(OOD) by the verdict, or empty.
+        probable: the label it probably should have, and how sure that is if it has one at all; None without a verdict.
     """
 
     position: int
@@ -147,12 +166,21 @@ class Inspection:
     kind: str | None
     readings: tuple[Reading, ...]
     neighbours: tuple[tuple[int, str, float], ...]
+    chances: tuple[float, ...] = ()
+    probable: tuple[str, float] | None = None
 
 
 _NO_LABEL = {OOD: "none (out-of-distribution)"}
 
 
-def inspect(study: Study, position: int, detections: Sequence[Detection], votes: Votes, k: int = 10) -> Inspection:
+def inspect(
+    study: Study,
+    position: int,
+    detections: Sequence[Detection],
+    votes: Votes,
+    verdict: Verdict | None = None,
+    k: int = 10,
+) -> Inspection:
     """Everything about one sample."""
     classes, observed, truth = study.observed.classes, study.observed, study.truth
     readings = tuple(
@@ -176,9 +204,12 @@ def inspect(study: Study, position: int, detections: Sequence[Detection], votes:
         label = int(truth.labels[position])
         true = classes[label] if label >= 0 else _NO_LABEL.get(int(truth.kind[position]), "not known")
     kind = None if truth is None else KINDS[truth.kind[position]]
-    return Inspection(
-        position, str(observed.ids[position]), classes[observed.labels[position]], true, kind, readings, near
-    )
+    given = classes[observed.labels[position]]
+    seen = Inspection(position, str(observed.ids[position]), given, true, kind, readings, near)
+    if verdict is None:
+        return seen
+    probable = classes[verdict.labels[position]], float(verdict.sureness[position])
+    return replace(seen, chances=tuple(verdict.proba[position].tolist()), probable=probable)
 
 
 def summary(study: Study, votes: Votes, within: Flags | None) -> dict[str, float | int | None]:
@@ -190,6 +221,44 @@ def summary(study: Study, votes: Votes, within: Flags | None) -> dict[str, float
         figures = decision(votes.flagged, study.truth.kind)
         out |= {name: figures[name] for name in ("precision", "recall", "f1", "clean_kept")}
     return out
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a cut flags and what that costs: against the truth where it is known, else as the verdict expects.
+
+    Attributes:
+        flagged, share: how many samples it flags.
+        precision: share of them that is noisy, or None where neither truth nor verdict is known, or nothing is flagged.
+        kept: share of clean samples that stay.
+        known: by the truth (else by the verdict)?
+    """
+
+    flagged: int
+    share: float
+    precision: float | None = None
+    kept: float | None = None
+    known: bool = False
+
+
+def cost(study: Study, flags: Flags) -> Cost:
+    """What these flags cost."""
+    count = int(flags.sum())
+    if study.truth is not None:
+        clean = (study.truth.kind == CLEAN).astype(float)
+    elif study.knows_verdict():
+        clean = study.verdict().proba[:, 0]
+    else:
+        return Cost(count, count / len(study))
+    lost, total = float(clean[flags].sum()), float(clean.sum())
+    precision, kept = 1 - lost / count if count else None, 1 - lost / total if total else None
+    return Cost(count, count / len(study), precision, kept, study.truth is not None)
+
+
+def tally(verdict: Verdict, within: Flags | None) -> dict[str, int]:
+    """How many samples (of a selection) the verdict takes for each kind."""
+    kinds = verdict.kinds if within is None else verdict.kinds[within]
+    return dict(zip(KINDS, np.bincount(kinds, minlength=len(KINDS)).tolist(), strict=True))
 
 
 def spell_outline(polygon: NDArray[np.float64] | None) -> str:

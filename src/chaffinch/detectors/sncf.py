@@ -51,14 +51,15 @@ class Sncf(Detector):
     The graph joins each sample to its k cosine neighbours with weight :math:`(z_i \cdot z_j)^3`; the leading
     eigenvectors of its normalised affinity are new coordinates E. Within each label OPTICS finds clusters in E. The
     cluster whose members are farthest from each other in the features is called OOD, samples in no cluster are called
-    mislabelled, the other clusters clean: :math:`g_i`. The score puts what is called OOD first and otherwise asks how
-    sparse a sample's surroundings under its own label are:
+    mislabelled, the other clusters clean: :math:`g_i`. The score asks how sparse a sample's surroundings under its own
+    label are, and lifts what is called OOD by as much as its cluster stands out:
 
     .. math::
-        s_i = [g_i = \text{OOD}] + d^E_i + \bar d_i, \qquad \text{flag}_i = [g_i \ne \text{clean}]
+        s_i = d^E_i + \bar d_i + [g_i = \text{OOD}]\,(1 - \rho_{y_i}), \qquad \text{flag}_i = [g_i \ne \text{clean}]
 
     :math:`d^E_i` = cosine distance in E to the m-th nearest sample of the same label, itself counted (OPTICS's core
-    distance); :math:`\bar d_i` = mean cosine distance in the features to the m - 1 nearest of them.
+    distance); :math:`\bar d_i` = mean cosine distance in the features to the m - 1 nearest of them; :math:`\rho` = that
+    mean over the members of the label's tightest cluster / of its loosest.
 
     The paper gives groups but no score. Of nested clusters it takes the innermost, so that all around a dense core
     turns into strays; here it is the outermost that holds at most 80 % of the label. m and the smallest cluster shrink
@@ -72,13 +73,14 @@ class Sncf(Detector):
         dims: eigenvectors, the trivial one not counted.
         m: largest of three neighbourhood sizes of OPTICS, 25 apart, in samples; each label takes the largest unless a
             smaller one leaves fewer strays.
-        min_cluster_size: in samples.
+        min_cluster_size: in samples; like m at most 15 % of the label.
         xi: steepness that bounds a cluster of OPTICS.
         largest: cluster, as a share of its label: of nested clusters the outermost that is no larger is taken. None
             takes the innermost, as the paper does.
-        guard: tightest / loosest cluster above which a label has no OOD cluster; 1 = always the loosest.
+        guard: ρ from which on a label has no OOD cluster; 1: the loosest is always OOD.
         rule: ``class``, as above; or ``dataset``: two Gaussians on E of all samples, labels unused, one of them OOD,
-            the score its log-odds (the paper's choice where little is mislabelled).
+            the score its log-odds (the paper's choice where little is mislabelled; blind where classes differ more
+            from each other than from what is foreign). Its mixture starts from random rows.
         sense: is OOD the ``sparser`` or the ``denser`` cluster? None: sparser by class, denser by dataset, as in the
             paper.
         limit: samples above which a random subset is clustered and the rest are placed among it.
@@ -95,7 +97,7 @@ class Sncf(Detector):
         "image datasets (Albert, Arazo, O'Connor, McGuinness; ECCV 2022)",
         arxiv="2207.01573",
         year=2022,
-        formula=r"s_i = [g_i=\mathrm{OOD}] + d^E_i + \bar d_i",
+        formula=r"s_i = d^E_i + \bar d_i + [g_i=\mathrm{OOD}]\,(1-\rho_{y_i})",
         summary="Looks for groups under each label: the loosest group is foreign, pictures that join no group are "
         "mislabelled, the rest are clean.",
         fails_when="A clean class falls into several groups (the loosest is taken for foreign), foreign pictures form "
@@ -197,6 +199,7 @@ class Sncf(Detector):
         """Scores and groups, label by label."""
         E = E / np.maximum(np.linalg.norm(E, axis=1, keepdims=True), 1e-300)
         self.scores_, self.groups_ = np.full(len(y), np.nan), np.full(len(y), CLEAN)
+        lift = np.zeros(len(y))
         chosen = np.zeros(len(y), bool)
         chosen[drawn] = True
         classes = []
@@ -220,6 +223,7 @@ class Sncf(Detector):
             ood = name_ood(loose, [len(rows) for rows in members], self.sense or SENSES["class"], self.guard)
             if members:
                 self.groups_[inside[clusters < 0]] = MISLABELLED
+                lift[y == label] = 1 - min(loose) / max(*loose, 1e-12)
                 if ood is not None:
                     self.groups_[members[ood]] = OOD
                 if len(outside):  # as the nearest fellow that was clustered
@@ -231,7 +235,7 @@ class Sncf(Detector):
         if alone.all():
             raise InputError("sncf: no label has two samples, so there are no fellows to compare with")
         self.scores_[alone] = np.median(self.scores_[~alone])  # the only sample of a label: no opinion
-        self.scores_ += self.groups_ == OOD
+        self.scores_ += lift * (self.groups_ == OOD)
         self.info_["classes"] = classes
 
     def _by_dataset(self, Z: Single, E: Array, drawn: Labels) -> None:
@@ -255,12 +259,12 @@ class Sncf(Detector):
 
 
 def draw(y: Labels, size: int, seed: int) -> Labels:
-    """Ascending positions of a random subset in proportion to the labels, ``AT_LEAST`` samples of each at first."""
+    """Ascending positions of a random subset in proportion to the labels, but ``AT_LEAST`` samples of each."""
     order = np.random.default_rng(seed).permutation(len(y))
     order = order[np.argsort(y[order], kind="stable")]
     counts = np.bincount(y)
     turn = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)  # of a sample among those of its label
-    share = np.maximum(turn - AT_LEAST, 0) / counts[y[order]]
+    share = np.where(turn < AT_LEAST, -1, turn / counts[y[order]])
     return np.sort(order[np.lexsort((turn, share))[:size]])
 
 
@@ -285,23 +289,43 @@ def spectral(W: Any, dims: int, seed: int = 0) -> tuple[Array, Array]:
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     n = W.shape[0]
+    dims = min(dims, n - 1)
     for _ in range(2):
-        degrees = np.asarray(abs(W).sum(axis=1))
-        roots = np.sqrt(degrees)
+        roots = np.sqrt(np.asarray(abs(W).sum(axis=1)))
         inverse = diags_array(np.divide(1.0, roots, out=np.zeros(n), where=roots > 0))
         W = inverse @ W @ inverse
-    trivial = roots / max(np.linalg.norm(roots), 1e-300)
-    dims = min(dims, n - 1)
     if n <= DENSE:
-        values, vectors = np.linalg.eigh(W.toarray() - 2 * np.outer(trivial, trivial))
-        values, vectors = values[-dims:], vectors[:, -dims:]
-    else:
-        rest = LinearOperator((n, n), lambda v: W @ v - 2 * trivial * (trivial @ v.ravel()), dtype=np.float64)
-        start = np.random.default_rng(seed).normal(size=n)
-        values, vectors = eigsh(rest, dims, which="LA", v0=start, tol=1e-9, maxiter=5 * n)
-        order = np.argsort(values)
-        values, vectors = values[order], vectors[:, order]
-    return 1 - values[::-1], vectors[:, ::-1]
+        trivial = roots[:, None] / max(np.linalg.norm(roots), 1e-300)
+        values, vectors = np.linalg.eigh(W.toarray() - 2 * trivial @ trivial.T)
+        return 1 - values[: -dims - 1 : -1], vectors[:, : -dims - 1 : -1]
+    parts = parts_of(W, roots, dims)  # Lanczos finds one vector of a multiple eigenvalue, by luck more
+    known, missing = parts[:, 1:], dims - (parts.shape[1] - 1)
+    if not missing:
+        return np.zeros(dims), known
+    rest = LinearOperator((n, n), lambda v: W @ v - 2 * parts @ (parts.T @ v), dtype=np.float64)
+    start = np.random.default_rng(seed).normal(size=n)
+    values, vectors = eigsh(rest, missing, which="LA", v0=start, tol=1e-9, maxiter=5 * n)
+    order = np.argsort(-values)
+    return np.append(np.zeros(known.shape[1]), 1 - values[order]), np.hstack([known, vectors[:, order]])
+
+
+def parts_of(W: Any, roots: Array, dims: int) -> Array:
+    """Eigenvectors (N, up to dims + 1) of eigenvalue 0: the trivial one, then contrasts between unconnected parts.
+
+    Args:
+        W: (N, N) sparse normalised weights.
+        roots: (N,) of the degrees.
+        dims: contrasts at most, those of the largest parts.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    W.eliminate_zeros()
+    part = connected_components(W, directed=False)[1]
+    part[roots == 0] = part.max() + 1  # zero features: no part of their own
+    weights = np.bincount(part, weights=roots**2)
+    large = np.argsort(-weights, kind="stable")[: np.clip((weights > 0).sum() - 1, 0, dims)]
+    columns = roots[:, None] * np.column_stack([np.ones(len(part)), part[:, None] == large])
+    return np.asarray(np.linalg.qr(columns)[0])
 
 
 def place(Z: Single, drawn: Labels, vectors: Array, k: int) -> Array:
@@ -424,10 +448,10 @@ def name_ood(loose: list[float], sizes: list[int], sense: str, guard: float) -> 
         loose: mean cosine distance of each cluster's members to their nearest fellows.
         sizes: how many they are.
         sense: ``sparser`` takes the loosest, ``denser`` the tightest.
-        guard: none is OOD if tightest / loosest is above it, or if that one outnumbers the others; 1 asks neither.
+        guard: none is OOD if tightest / loosest reaches it, or if that one outnumbers the others; 1 asks neither.
     """
     if not loose:
         return None
     ood = int(np.argmax(loose) if sense == "sparser" else np.argmin(loose))
-    alike = min(loose) > guard * max(loose)
+    alike = min(loose) >= guard * max(loose)
     return None if guard < 1 and (alike or sizes[ood] > sum(sizes) - sizes[ood]) else ood

@@ -119,7 +119,14 @@ def upset(
     )  # fmt: skip
     for column, count in zip(columns, counts, strict=True):
         figure.add_annotation(
-            x=column, y=count, text=f"{count:,}", showarrow=False, yanchor="bottom", font_size=11, row=1, col=2
+            x=column,
+            y=count,
+            text=f"{count:,}",
+            showarrow=False,
+            yanchor="bottom",
+            font_size=11 if len(columns) < 10 else 9,
+            row=1,
+            col=2,
         )
     rows = {name: at for at, name in enumerate(names)}
     for column, (members, _, _) in enumerate(combinations):

@@ -62,5 +62,6 @@ def warm(spec: Spec) -> None:
         opened.map(spec.map)
         sheets(opened)
         opened.evidence.neighbors  # noqa: B018  the inspector shows them
+        opened.verdict()
         for cut in spec.detectors:
             opened.detect(cut.detector)

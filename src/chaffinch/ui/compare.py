@@ -237,7 +237,7 @@ def overlaps(spec: Spec, study: Study, votes: views.Votes) -> Spec:
     figure = figures.upset(bars, sizes, {slug: name_of(slug) for slug in sizes})
     picked = _chart(figure, "overlaps", on_select="rerun", selection_mode="points")
     rest = found[MOST_BARS:]
-    more = f" {len(rest)} rarer combinations ({sum(o.count for o in rest):,} samples) are left out." if rest else ""
+    more = f" Left out: {len(rest)} rarer, with {sum(o.count for o in rest):,} samples in all." if rest else ""
     st.caption(f"Each bar: samples that the dotted detectors flag and no other. A click lists them below.{more}")
     points = picked["selection"]["points"] if picked else []
     key = points[0].get("customdata") if points else None
@@ -321,9 +321,9 @@ def noise(study: Study) -> None:
     """Which class is filed under which: as estimated, and as it is where that is known."""
     classes, given = study.observed.classes, study.observed.labels
     shown: dict[str, NDArray[np.float64]] = {}
-    verdict = study.verdict() if hasattr(study, "verdict") else None
+    verdict = study.verdict() if study.knows_verdict() else None
     if verdict is not None:
-        shown["Estimated"] = comparison.noise_matrix(given, verdict.label, verdict.proba[:, 2], len(classes))
+        shown["Estimated"] = comparison.noise_matrix(given, verdict.labels, verdict.proba[:, 2], len(classes))
     if study.truth is not None:
         ood = study.truth.kind == OOD
         shown["True"] = comparison.noise_matrix(given, study.truth.labels, ood, len(classes))

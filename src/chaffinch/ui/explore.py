@@ -19,25 +19,42 @@ from ..projection import SMALLEST
 from ..spec import MAPS, Cut, Spec
 from ..study import Detection, Study
 from ..thumbnails import picture_png
+from ..verdict import Verdict
 from . import cached
 from .gallery import Tile, gallery
+from .pickers import awaits_verdict
 from .scatter import Colours, MapEvent, inside, scatter_map
 from .shell import begin, plain
 
 MOST_POINTS = 100_000
 PER_PAGE = 40
-SHOWS = {"suspicious": "Most suspicious", "flagged": "Flagged", "trusted": "Least suspicious", "random": "Random"}
+SHOWS = {
+    "suspicious": "Most suspicious",
+    "flagged": "Flagged",
+    "mislabelled": "Verdict: wrong label",
+    "ood": "Verdict: foreign picture",
+    "trusted": "Least suspicious",
+    "random": "Random",
+}
 
 
 def known_detections(study: Study, cuts: Sequence[Cut]) -> dict[str, Detection]:
     """Results of the detectors that are on, as far as they are there already."""
+    if awaits_verdict(study):  # how many to flag depends on it
+        return {}
     return {c.detector: study.detect(c.detector) for c in cuts if study.knows(c.detector)}
 
 
+def known_verdict(study: Study) -> Verdict | None:
+    """The verdict, if it is there already."""
+    return study.verdict() if study.knows_verdict() else None
+
+
 def compute_missing(study: Study, cuts: Sequence[Cut], known: dict[str, Detection]) -> None:
-    """Run the detectors that are on and not known yet, with progress; then draw the page again."""
+    """Run the detectors that are on and not known yet, and the verdict, with progress; then draw the page again."""
     refused: dict[str, str] = st.session_state.setdefault("_refused", {})
-    missing = [c.detector for c in cuts if c.detector not in known]
+    missing = ["verdict"] if study.features is not None and not study.knows_verdict() else []
+    missing += [c.detector for c in cuts if c.detector not in known]
     ready = [slug for slug in missing if f"{study.key}-{slug}" not in refused]
     with st.sidebar:
         for slug in missing:
@@ -49,7 +66,7 @@ def compute_missing(study: Study, cuts: Sequence[Cut], known: dict[str, Detectio
         for i, slug in enumerate(ready):
             bar.progress(i / len(ready), text=f"Running {slug} …")
             try:
-                study.detect(slug)
+                study.verdict() if slug == "verdict" else study.detect(slug)
             except InputError as error:
                 refused[f"{study.key}-{slug}"] = str(error)
     st.rerun()
@@ -78,6 +95,38 @@ def strip(study: Study, votes: views.Votes, within: NDArray[np.bool_] | None) ->
         st.warning(plain(f"{slug}: {problem}"), icon=":material/warning:")
 
 
+def verdict_strip(verdict: Verdict | None, within: NDArray[np.bool_] | None) -> None:
+    """How many samples the verdict takes for clean, wrongly labelled and foreign, and how sure it is."""
+    if verdict is None:
+        return
+    counts = views.tally(verdict, within)
+    total = max(sum(counts.values()), 1)
+    bars = "".join(
+        f'<i style="width:{count / total:.2%};background:{KIND_COLOURS[kind]}"></i>' for kind, count in counts.items()
+    )
+    words = {"clean": "clean", "mislabelled": "wrong label", "ood": "foreign"}
+    cells = "".join(
+        f'<span><u style="background:{KIND_COLOURS[kind]}"></u><b>{count:,}</b> {words[kind]} '
+        f"({count / total:.1%})</span>"
+        for kind, count in counts.items()
+    )
+    sure = f"by its own account {verdict.info['expected_accuracy']:.0%} of these judgements are right"
+    st.html(
+        f'{_VERDICT_STYLE}<div class="cf-verdict"><div class="cf-split">{bars}</div>'
+        f'<div class="cf-kinds"><em title="{sure}">Verdict</em>{cells}<span class="cf-sure">{sure}</span></div></div>'
+    )
+    if verdict.info.get("weak"):
+        st.warning(plain("Verdict: " + verdict.info["note"]), icon=":material/warning:")
+
+
+_VERDICT_STYLE = """<style>
+.cf-verdict{font-size:.9rem;margin-top:-.3rem}.cf-split{display:flex;height:.45rem;border-radius:3px;overflow:hidden;
+max-width:46rem}.cf-split i{display:block}.cf-kinds{display:flex;flex-wrap:wrap;gap:.1rem 1.1rem;margin-top:.3rem}
+.cf-kinds em{font-style:normal;font-weight:600}.cf-kinds u{display:inline-block;width:.7rem;height:.7rem;
+border-radius:2px;margin-right:.35rem}.cf-sure{opacity:.7}
+</style>"""
+
+
 _STRIP_STYLE = """<style>
 .cf-strip{display:flex;flex-wrap:wrap;gap:.4rem 1.6rem;align-items:baseline}
 .cf-cell{display:flex;flex-direction:column;min-width:4.2rem}
@@ -88,8 +137,9 @@ _STRIP_STYLE = """<style>
 
 def map_controls(spec: Spec, study: Study) -> Spec:
     """Colour, layout and emphasis of the map."""
-    options = ["given", "votes", *(["kind"] if study.truth is not None else []), *(c.detector for c in spec.detectors)]
-    names = {"given": "given label", "votes": "votes", "kind": "true kind"}
+    options = ["given", "votes", *(["verdict"] if study.features is not None else [])]
+    options += [*(["kind"] if study.truth is not None else []), *(c.detector for c in spec.detectors)]
+    names = {"given": "given label", "votes": "votes", "verdict": "verdict", "kind": "true kind"}
     names |= {slug: f"suspicion: {cls.card.name}" for slug, cls in registry.methods("detector").items()}
     a, b, c = st.columns([3, 2, 2], vertical_alignment="bottom")
     colour = a.selectbox(
@@ -121,13 +171,14 @@ def draw_map(
     *,
     kind: str,
     focus: int | None,
+    verdict: Verdict | None = None,
 ) -> tuple[MapEvent, NDArray[np.bool_] | None]:
     """The map, and which samples its outline selects (None without one)."""
     if not study.can_map():
         st.info("No pictures and no features, so there is no map; the detectors that need neither still work.")
         return MapEvent(None, None), None
     xy = study.map(kind)
-    look = views.colouring(study, detections, votes, spec.colour)
+    look = views.colouring(study, detections, votes, spec.colour, verdict)
     event = scatter_map(
         xy,
         Colours(look.values, look.names, look.colours, look.title),
@@ -168,14 +219,16 @@ def gallery_panel(
     votes: views.Votes,
     within: NDArray[np.bool_] | None,
     focus: int | None,
+    verdict: Verdict | None = None,
 ) -> tuple[Spec, int | None]:
     """Thumbnails of the selection or of the most suspicious samples; returns the view and a clicked position."""
     classes = ["", *study.observed.classes]
     by_slug = {d.slug: d for d in detections}
     st.markdown("##### " + ("The selection" if within is not None else "The samples"))
     a, b = st.columns(2, vertical_alignment="bottom")
-    first = spec.show if spec.show in SHOWS else next(iter(SHOWS))
-    show = a.selectbox("Show", list(SHOWS), key=begin("show", first, list(SHOWS)), format_func=SHOWS.__getitem__)
+    shows = [show for show in SHOWS if show not in KINDS or study.features is not None]
+    first = spec.show if spec.show in shows else shows[0]
+    show = a.selectbox("Show", shows, key=begin("show", first, shows), format_func=SHOWS.__getitem__)
     chosen = spec.label if spec.label in classes else ""
     label = b.selectbox(
         "Given label", classes, key=begin("label", chosen, classes), format_func=lambda name: name or "any"
@@ -190,7 +243,7 @@ def gallery_panel(
     )
     judging = [by_slug[sort]] if sort in by_slug else list(detections)
     counted = votes if sort not in by_slug else replace(votes, flagged=votes.flags[sort])
-    order = views.gallery_order(study, judging, counted, show=show, label=label, within=within)
+    order = views.gallery_order(study, judging, counted, show=show, label=label, within=within, verdict=verdict)
 
     pages = max(1, -(-len(order) // PER_PAGE))
     listed = (study.key, show, label, sort, len(order))
@@ -200,12 +253,12 @@ def gallery_panel(
     page = int(b.number_input(f"Page of {pages:,}", 1, pages, key="page"))
     c.download_button(
         "CSV",
-        data=lambda: exports.to_csv(study.table(detections, votes.flags).iloc[np.sort(order)]),
+        data=lambda: exports.to_csv(study.table(detections, votes.flags, verdict).iloc[np.sort(order)]),
         file_name="chaffinch-selection.csv",
         mime="text/csv",
         icon=":material/download:",
         width="stretch",
-        help="Ids, labels, scores and flags of all samples listed here.",
+        help="Ids, labels, verdict, scores and flags of all samples listed here.",
         on_click="ignore",
     )
     spec = replace(spec, show=show, label=label, sort=sort, page=page)
@@ -217,10 +270,14 @@ def gallery_panel(
     unseen = (lambda i: "") if study.observed.images is not None else study.name_of  # without a picture, its id
     tiles = []
     for i in order[(page - 1) * PER_PAGE : page * PER_PAGE].tolist():
-        hint = _hint(study, i, judging)
-        tone = (
-            KINDS[study.truth.kind[i]] if spec.colour == "kind" and study.truth else "flag" if votes.flagged[i] else ""
-        )
+        hint = "" if show == "ood" else _hint(study, i, judging)
+        tone = "flag" if votes.flagged[i] else ""
+        if spec.colour == "kind" and study.truth is not None:
+            tone = KINDS[study.truth.kind[i]]
+        elif verdict is not None and (spec.colour == "verdict" or show in KINDS):
+            tone = KINDS[verdict.kinds[i]]
+            if show == "mislabelled":
+                hint = f"→ {names[verdict.labels[i]]}"
         tiles.append(Tile(i, names[study.observed.labels[i]], hint or unseen(i), tone))
     return spec, gallery(tiles, cached.sheets(study), key="gallery", selected=focus)
 
@@ -242,7 +299,7 @@ def inspector(study: Study, seen: views.Inspection) -> tuple[bool, int | None]:
         left, right = st.columns([2, 3])
         if study.observed.images is not None:
             left.image(picture_png(study.observed.images[seen.position], 224), width="stretch")
-        right.html(_facts(seen) + _bars(seen))
+        right.html(_facts(seen) + _chances(seen) + _bars(seen))
         clicked = None
         if seen.neighbours:
             st.caption("Nearest neighbours, most similar first")
@@ -263,6 +320,24 @@ def _facts(seen: views.Inspection) -> str:
         "<style>.cf-facts{display:grid;grid-template-columns:auto 1fr;gap:.1rem .8rem;font-size:.85rem;"
         "margin-bottom:.6rem}.cf-facts span{opacity:.75}.cf-facts b{font-weight:600;overflow-wrap:anywhere}</style>"
         f'<div class="cf-facts">{cells}</div>'
+    )
+
+
+def _chances(seen: views.Inspection) -> str:
+    """The verdict on one sample: the three probabilities, and the label it probably should have."""
+    if seen.probable is None:
+        return ""
+    label, sureness = seen.probable
+    words = ("clean", "wrong label", "foreign")
+    bar = "".join(
+        f'<i style="width:{chance:.1%};background:{KIND_COLOURS[kind]}"></i>'
+        for kind, chance in zip(KINDS, seen.chances, strict=True)
+    )
+    told = " · ".join(f"{word} {chance:.0%}" for word, chance in zip(words, seen.chances, strict=True))
+    return (
+        '<div class="cf-bar"><div><b>verdict</b>'
+        f"<span>if it is in a class: {escape(label)} ({sureness:.0%})</span></div>"
+        f'<div class="cf-track" style="display:flex">{bar}</div><div><span>{told}</span></div></div>'
     )
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import streamlit as st
 
-from .. import registry
+from .. import registry, views
 from ..base.errors import InputError
 from ..data.fashion_web import FLIPS, Draw
-from ..spec import Cut, Spec
+from ..spec import RULES, Cut, Spec
 from ..study import OWN_FEATURES, Detection, Study
 from . import cached
 from .shell import begin, keep, plain
@@ -84,24 +84,40 @@ def about(study: Study) -> None:
         st.sidebar.caption("The features that came with the data are used; no encoder is needed.")
 
 
+GROUPS = {
+    "Find wrong labels": {"mislabelled"},
+    "Find foreign pictures": {"ood"},
+    "Find both": {"mislabelled", "ood"},
+}
+CUTS = {
+    "rate": "as many as there is noise",
+    "own": "the method's own rule",
+    "mixture": "upper part of two",
+    "contradiction": "where it would relabel",
+    "budget": "a share of all",
+    "score": "above a score",
+}
+
+
+def awaits_verdict(study: Study) -> bool:
+    """Is there a verdict to come? Where cuts follow its estimate, flags have to wait for it."""
+    refused = f"{study.key}-verdict" in st.session_state.get("_refused", {})
+    return study.features is not None and not refused and not study.knows_verdict()
+
+
 def detectors(spec: Spec, study: Study) -> Spec:
-    """A switch for each detector, and for those that are on and known, where they cut."""
+    """A switch for each detector, those that are on first, each with the cut it makes."""
     cuts = {c.detector: c for c in spec.detectors}
+    every = registry.methods("detector")
+    on = [slug for slug in every if st.session_state.get(f"on-{slug}", slug in cuts)]
     chosen: list[Cut] = []
     with st.sidebar:
         st.markdown("#### Detectors")
-        for slug, cls in registry.methods("detector").items():
-            finds = " and ".join(
-                {"mislabelled": "wrong labels", "ood": "foreign pictures"}[f] for f in sorted(cls.card.finds)
-            )
-            on = st.toggle(
-                cls.card.name,
-                key=begin(f"on-{slug}", slug in cuts),
-                help=f"**{slug}** finds {finds}. {cls.card.summary} *Fails when:* {cls.card.fails_when}",
-            )
-            if on:
+        for slug in on:
+            if _switch(slug, slug in cuts):
                 cut = cuts.get(slug, Cut(slug))
-                chosen.append(_cut(cut, study.detect(slug), study) if study.knows(slug) else cut)
+                ready = study.knows(slug) and not awaits_verdict(study)
+                chosen.append(_cut(cut, study.detect(slug), study) if ready else cut)
         votes = spec.votes
         if len(chosen) > 1:
             votes = st.slider(
@@ -111,26 +127,38 @@ def detectors(spec: Spec, study: Study) -> Spec:
                 key=begin("votes", min(spec.votes, len(chosen)), range(1, len(chosen) + 1)),
                 help="1: any of the detectors that are on; more: only where they agree.",
             )
+        for title, finds in GROUPS.items():
+            rest = [slug for slug, cls in every.items() if slug not in on and cls.card.finds == finds]
+            if rest:
+                with st.expander(title):
+                    for slug in rest:
+                        _switch(slug, False)
     return replace(spec, detectors=tuple(chosen), votes=votes)
 
 
+def _switch(slug: str, on: bool) -> bool:
+    card = registry.get("detector", slug).card
+    help = f"**{slug}** {card.summary} *Fails when:* {card.fails_when}"
+    return st.toggle(card.name, key=begin(f"on-{slug}", on), help=help)
+
+
 def _cut(cut: Cut, found: Detection, study: Study) -> Cut:
-    """Own rule, budget or score, with the count it gives."""
-    slug, n = cut.detector, len(study)
-    rules = ["own", "budget", "score"]
-    current = "budget" if cut.budget is not None else "score" if cut.score is not None else "own"
+    """Where the detector cuts, and what that costs."""
+    slug = cut.detector
+    rules = [rule for rule in CUTS if rule != "contradiction" or found.suggestions is not None]
+    current = "budget" if cut.budget is not None else "score" if cut.score is not None else cut.rule
     with st.container(border=True, key=f"cut-{slug}"):
-        rule = st.segmented_control(
+        rule = st.selectbox(
             f"Cut of {slug}",
             rules,
-            key=begin(f"rule-{slug}", current),
+            key=begin(f"rule-{slug}", current if current in rules else RULES[0], rules),
+            format_func=CUTS.__getitem__,
             label_visibility="collapsed",
-            width="stretch",
-            help="own: the method's own rule; budget: the most suspicious share; score: all above a value",
+            help="Where suspicion becomes a flag. As many as there is noise: by the verdict's estimate. Upper part of "
+            "two: a mixture of two bells on the scores. Where it would relabel: it suggests another label.",
         )
-        own = float(found.own.mean())
         if rule == "budget":
-            start = round((own if cut.budget is None else cut.budget) * 100, 1)
+            start = round((float(found.own.mean()) if cut.budget is None else cut.budget) * 100, 1)
             share = st.slider(
                 f"Budget of {slug}", 0.0, 100.0, step=0.1, format="%.1f%%",
                 key=begin(f"budget-{slug}", start), label_visibility="collapsed",
@@ -145,12 +173,21 @@ def _cut(cut: Cut, found: Detection, study: Study) -> Cut:
             )  # fmt: skip
             cut = Cut(slug, score=max(low, float(f"{value:.6g}")))
         else:
-            cut = Cut(slug)
+            cut = Cut(slug, rule=rule if rule in RULES else RULES[0])
         try:
-            flagged = int(found.flags(cut).sum())
-            st.caption(f"flags {flagged:,} ({flagged / n:.1%})")
-        except InputError:
-            st.caption("would flag every sample")
+            st.caption(_cost(views.cost(study, found.flags(cut))))
+        except InputError as error:
+            st.caption(plain(str(error)))
         if note := found.info.get("note"):
             st.caption(f":material/info: {plain(note)}")
     return cut
+
+
+def _cost(cost: views.Cost) -> str:
+    """What a cut flags, and how much of that is wrong, in words."""
+    told = f"flags {cost.flagged:,} ({cost.share:.1%})"
+    if cost.precision is None:
+        return told
+    source = "" if cost.known else "by the verdict, about "
+    kept = "" if cost.kept is None else f", {cost.kept:.0%} of the clean ones stay"
+    return f"{told}: {source}{cost.precision:.0%} of them noisy{kept}"
