@@ -137,7 +137,9 @@ class TestDetect:
         name = f"arrays:{arrays_file()}"
         found = document("detect", name, "--detector", "all")
         assert list(found) == ["dataset", "n", "detectors", "skipped"]
-        assert (found["dataset"], found["n"], found["skipped"]) == (name, 180, {})
+        assert (found["dataset"], found["n"], found["skipped"]) == (name, 180, found["skipped"])
+        assert list(found["skipped"]) == ["tacred-extrinsic"]
+        assert "mark rows known to be clean with 'trusted'" in found["skipped"]["tacred-extrinsic"]
         assert set(found["detectors"]) >= DETECTORS
         for figures in found["detectors"].values():
             assert set(figures) == FIGURES
@@ -284,7 +286,7 @@ BAD = {
     "score flags all": (lambda f, b: f(), ["--detector", "lsa@score=-1e9"], "this cut flags all 180 samples"),
     "budget": (lambda f, b: f(), ["--detector", "lsa@budget=1.2"], "budget must be a share between 0 and 1, got 1.2"),
     "cut": (lambda f, b: f(), ["--detector", "lsa@share=1"], "'lsa@share=1': write DETECTOR"),
-    "detector": (lambda f, b: f(), ["--detector", "smalloss"], "called 'smalloss'; did you mean small-loss?"),
+    "detector": (lambda f, b: f(), ["--detector", "smalloss"], "called 'smalloss'; did you mean small-loss"),
     "seed": (lambda f, b: f(), ["--seed", "-1"], "seed must be 0 to 4294967295, got -1"),
     "encoder": (
         lambda f, b: f(images=np.zeros((180, 8, 8), np.uint8)), ["--encoder", "simklr"],
@@ -379,7 +381,7 @@ class TestEmbed:
         options = ("--encoder", "tiny", "--map", "pca", "--ship", tmp_path / "ship", "--job", "j1")
         assert run("embed", f"arrays:{pictures_file}", *options)[0] == 0
         steps = [p.name.partition("-")[0] for p in sorted((home / "results").iterdir())]
-        assert steps == ["features", "map"]
+        assert steps == ["features", "map", "verdict"]
         shipped = sorted(p.name for p in (tmp_path / "ship").iterdir())
         assert shipped == sorted(p.name for p in (home / "results").iterdir())
         for name in shipped:

@@ -44,7 +44,7 @@ flag_rows = st.integers(1, 30).flatmap(
 def toy(slug, scores, own=None):
     scores = np.asarray(scores, float)
     flags = scores > 0.5 if own is None else np.asarray(own, bool)
-    return Detection(slug, scores, flags, None, {}, 0.25, np.zeros(len(scores), int), float)
+    return Detection(slug, scores, flags, None, {}, 0.25, np.zeros(len(scores), int), lambda: None)
 
 
 def named(rows):
@@ -136,7 +136,7 @@ class TestCurves:
 
     def test_a_threshold_lies_on_its_curve(self, study, found):
         d = found[0]
-        flags = {d.slug: d.flags(Cut(d.slug, score=float(np.quantile(d.scores, 0.7))))}
+        flags = {d.slug: d.scores > np.quantile(d.scores, 0.7)}
         (line,) = curves(study.truth.kind, [d], flags, "any")
         assert min(np.hypot(line.roc[0] - line.at_roc[0], line.roc[1] - line.at_roc[1])) < 1e-12
         assert min(np.hypot(line.recall[0] - line.at_recall[0], line.recall[1] - line.at_recall[1])) < 1e-12
@@ -264,7 +264,7 @@ class TestSubset:
 
 
 class TestStability:
-    cuts = (Cut("lsa", budget=0.2), Cut("knn-label"))
+    cuts = (Cut("lsa", budget=0.2), Cut("knn-label", rule="own"))
 
     def test_against_runs_by_hand(self, study, blobs, workspace):
         full = [study.detect(c.detector) for c in self.cuts]

@@ -12,9 +12,10 @@ from chaffinch.spec import MAPS, Cut, Spec
 
 FULL = Spec(
     dataset="arrays:/data/my file, 2.npz", encoder="dcl", map="pca",
-    detectors=(Cut("lsa", budget=0.2), Cut("knn-label", score=1.5), Cut("small-loss")),
+    detectors=(Cut("lsa", budget=0.2), Cut("knn-label", score=1.5), Cut("small-loss", rule="own")),
     votes=2, colour="a-detector", show="random", label="T-shirt/top", only="flagged",
     sort="lsa", page=3, outline="0.00,1.00 2.00,3.00 4.00,-5.00", sample="fw-1", seed=11,
+    compared="lsa,knn-label", curves="ood", contrast="only:lsa", method="lsa", search="margin", filters="ood",
 )  # fmt: skip
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -69,7 +70,7 @@ def test_cut_round_trip(cut):
     ],
 )
 def test_bad_cut(text):
-    with pytest.raises(InputError, match="write DETECTOR, DETECTOR@budget=SHARE or DETECTOR@score=VALUE") as caught:
+    with pytest.raises(InputError, match=r"write DETECTOR, DETECTOR@RULE .* or DETECTOR@score=VALUE") as caught:
         Cut.parse(text)
     assert repr(text) in str(caught.value)
 

@@ -92,7 +92,7 @@ def test_is_listed(package):
 
 def test_is_run(package, arrays_file, blobs):
     out = arrays_file().parent / "out.csv"
-    wanted = ["--detector", "feature-length", "--detector", "lsa", "--out", out, "--json"]
+    wanted = ["--detector", "feature-length@budget=0.25", "--detector", "lsa", "--out", out, "--json"]
     done = chaffinch(package, "detect", f"arrays:{arrays_file()}", *wanted)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["detectors"]
@@ -108,7 +108,7 @@ def test_is_shown(installed, arrays_file, monkeypatch):
         dataset=f"arrays:{arrays_file()}",
         encoder="features",
         map="pca",
-        detectors=(Cut("feature-length"),),
+        detectors=(Cut("feature-length", budget=0.25),),
         sample="b007",
     )
     monkeypatch.setenv("CHAFFINCH_SPEC", spec.to_toml())

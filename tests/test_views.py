@@ -20,7 +20,7 @@ def toy(slug, scores, own=None, suggestions=None):
     scores = np.asarray(scores, float)
     flags = scores > 0.5 if own is None else np.asarray(own, bool)
     suggested = None if suggestions is None else np.asarray(suggestions)
-    return Detection(slug, scores, flags, suggested, {}, 0.0, np.zeros(len(scores), int), float)
+    return Detection(slug, scores, flags, suggested, {}, 0.0, np.zeros(len(scores), int), lambda: None)
 
 
 A = toy("a", [0.9, 0.8, 0.1, 0.0, 0.7])

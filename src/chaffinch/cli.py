@@ -214,6 +214,9 @@ def _embed(args: argparse.Namespace) -> int:
         if features and stored:
             workspace.store("features", study.key, features, folder=Path(args.ship))
             workspace.store("map", study.map_key(args.map), stored, folder=Path(args.ship))
+        study.verdict(report=report)
+        if judged := workspace.find("verdict", study.verdict_key()):
+            workspace.store("verdict", study.verdict_key(), judged, folder=Path(args.ship))
     trust = ", ".join(f"{name} {value:.3f}" for name, value in study.map_trust(args.map).items())
     print(
         f"{study.dataset.name}: features and {args.map} map are in {workspace.root}" + (f" ({trust})" if trust else "")

@@ -77,7 +77,9 @@ class Detection:
             InputError: the cut would flag every sample, or cannot be made for this detector.
         """
         where = where or Cut(self.slug)
-        own, budget = self.own, where.budget
+        if where.budget is not None or where.score is not None:
+            return cut(self.scores, self.own, budget=where.budget, threshold=where.score)
+        own, budget = self.own, None
         if where.rule == "mixture":
             own = self._mixed
         elif where.rule == "rate":
@@ -86,7 +88,7 @@ class Detection:
             if self.suggestions is None:
                 raise InputError("it suggests no labels, so there is nothing to contradict; choose another cut")
             own = self.suggestions != self.given
-        return cut(self.scores, own, budget=budget, threshold=where.score)
+        return cut(self.scores, own, budget=budget)
 
     @cached_property
     def _mixed(self) -> NDArray[np.bool_]:
@@ -155,6 +157,7 @@ class Study:
         self.lock = threading.RLock()  # the app shares one study among its sessions
         self._detections: dict[str, Detection] = {}
         self._verdicts: dict[str, Verdict] = {}
+        self._chances: dict[str, NDArray[np.float64]] = {}
         self._maps: dict[str, Arrays] = {}
 
     def __len__(self) -> int:
@@ -303,7 +306,7 @@ class Study:
             MissingEvidence: there are no features.
             InputError: data it cannot work on, or rates out of range.
         """
-        key = self._verdict_key(mislabelled, ood)
+        key = self.verdict_key(mislabelled, ood)
         if key in self._verdicts:
             return self._verdicts[key]
         features = self.features
@@ -328,17 +331,18 @@ class Study:
 
         with self.lock:
             if key not in self._verdicts:
-                stored = dict(self.workspace.remember("verdict", key, make))
+                stored: dict[str, Any] = dict(self.workspace.remember("verdict", key, make))
                 rest = unpack(stored.pop("rest"))
-                self._verdicts[key] = Verdict(**stored, **rest)
+                self._verdicts[key] = Verdict(**stored, rates=rest["rates"], info=rest["info"])
             return self._verdicts[key]
 
     def knows_verdict(self) -> bool:
         """Can the verdict be had without computing it?"""
-        key = self._verdict_key(None, None)
+        key = self.verdict_key()
         return key in self._verdicts or self.workspace.has("verdict", key)
 
-    def _verdict_key(self, mislabelled: float | None, ood: float | None) -> str:
+    def verdict_key(self, mislabelled: float | None = None, ood: float | None = None) -> str:
+        """The key under which a verdict is stored."""
         return digest(self.key, self.seed, [mislabelled, ood], VERSIONS["verdict"])
 
     def noise_rate(self, slug: str) -> float | None:
@@ -352,6 +356,25 @@ class Study:
             return None
         only_ood = registry.get("detector", slug).card.finds == {"ood"}
         return float(np.mean(kinds == OOD if only_ood else kinds != CLEAN))
+
+    def chance(self, found: Detection) -> NDArray[np.float64] | None:
+        """(N,) a detector's scores as probabilities of what it looks for, or None without a verdict.
+
+        Isotonic regression of the verdict's probabilities on the scores: whatever their scale, scores become
+        comparable, and keep their order.
+        """
+        if found.slug not in self._chances:
+            try:
+                proba = self.verdict().proba
+            except InputError:
+                return None
+            from sklearn.isotonic import IsotonicRegression
+
+            only_ood = registry.get("detector", found.slug).card.finds == {"ood"}
+            wanted = proba[:, 2] if only_ood else 1.0 - proba[:, 0]
+            model = IsotonicRegression(y_min=0.0, y_max=1.0).fit(found.scores, wanted)
+            self._chances[found.slug] = model.predict(found.scores)
+        return self._chances[found.slug]
 
     def judged(self, verdict: Verdict) -> dict[str, Any]:
         """Figures of a verdict: rates and seconds, and against the truth where it is known."""
@@ -484,6 +507,8 @@ class Study:
             columns |= {f"p_{kind}": verdict.proba[:, i] for i, kind in enumerate(KINDS)}
         for found in detections:
             columns[f"{found.slug}_score"] = found.scores
+            if verdict is not None and (chance := self.chance(found)) is not None:
+                columns[f"{found.slug}_chance"] = chance
             columns[f"{found.slug}_flag"] = flags.get(found.slug, found.own)
             if found.suggestions is not None:
                 columns[f"{found.slug}_suggestion"] = names[found.suggestions]

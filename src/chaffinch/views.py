@@ -136,13 +136,23 @@ def colouring(
 
 @dataclass(frozen=True)
 class Reading:
-    """One detector's reading of one sample: its score, rank (0 to 1), flag and suggested label (or None)."""
+    """One detector's reading of one sample.
+
+    Attributes:
+        slug: the detector.
+        score: on its own scale.
+        rank: share of samples that are less suspicious, 0 to 1.
+        flagged: under the cut in force.
+        suggestion: the label it would give, or None.
+        chance: probability of what the detector looks for, given its score; None without a verdict.
+    """
 
     slug: str
     score: float
     rank: float
     flagged: bool
     suggestion: str | None
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +200,7 @@ def inspect(
             float(found.ranks[position]),
             bool(votes.flags[found.slug][position]),
             None if found.suggestions is None else classes[found.suggestions[position]],
+            _at(study.chance(found), position) if verdict is not None else None,
         )
         for found in detections
     )
@@ -210,6 +221,10 @@ def inspect(
         return seen
     probable = classes[verdict.labels[position]], float(verdict.sureness[position])
     return replace(seen, chances=tuple(verdict.proba[position].tolist()), probable=probable)
+
+
+def _at(values: NDArray[np.float64] | None, position: int) -> float | None:
+    return None if values is None else float(values[position])
 
 
 def summary(study: Study, votes: Votes, within: Flags | None) -> dict[str, float | int | None]:

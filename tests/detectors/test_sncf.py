@@ -21,6 +21,7 @@ from chaffinch.detectors.sncf import (
     fellows,
     name_ood,
     optics,
+    outer_clusters,
     place,
     spectral,
 )
@@ -176,19 +177,35 @@ def test_optics_is_that_of_scikit_learn(m, least, seed):
     assert len(set(ours)) > 2
 
 
-def test_outermost_clusters():
-    """Every span that is small enough lies in one of ours, and none of ours in a larger one that is."""
+@pytest.mark.parametrize(
+    ("nested", "expected"),
+    [
+        ([(0, 40), (5, 20), (22, 38), (50, 90)], [(0, 40), (50, 90)]),
+        ([(0, 100), (0, 40), (5, 20), (50, 90)], [(0, 40), (50, 90)]),  # all rows are no cluster
+        ([(0, 90), (0, 40), (50, 90)], [(0, 40), (50, 90)]),  # too large, and its parts hold most of it
+        ([(0, 90), (10, 30), (50, 70)], [(0, 90)]),  # they hold less than half
+        ([(0, 90), (1, 85), (2, 84), (10, 20)], [(0, 90)]),
+        ([(0, 90), (1, 75), (10, 20)], [(1, 75)]),
+        ([(0, 100)], []),
+        ([], []),
+    ],
+)
+def test_which_of_nested_clusters(nested, expected):
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        assert outer_clusters([nested[i] for i in rng.permutation(len(nested))], 100, 0.8) == expected
+
+
+def test_outer_clusters_are_those_of_the_reachability_plot():
     X, _ = two_groups()
     X = X[np.argsort(fellows(X, 20)[:, -1])]
     theirs = OPTICS(min_samples=20, min_cluster_size=20, xi=0.02, metric="cosine").fit(X)
     ours = optics(X, fellows(X, 20)[:, -1], 20, 20, 0.02, 0.8)
-    spans = [theirs.ordering_[a : b + 1] for a, b in theirs.cluster_hierarchy_ if b - a + 1 <= 0.8 * 250]
-    for span in spans:
-        assert len(set(ours[span])) == 1
-        assert ours[span[0]] >= 0
-    for c in range(ours.max() + 1):
-        assert any(set(span) == set(np.flatnonzero(ours == c)) for span in spans)
-    assert (ours >= 0).sum() > (theirs.labels_ >= 0).sum()
+    spans = outer_clusters([(int(a), int(b) + 1) for a, b in theirs.cluster_hierarchy_], 250, 0.8)
+    assert ours.max() == len(spans) - 1
+    for i, (first, stop) in enumerate(spans):
+        assert set(theirs.ordering_[first:stop]) == set(np.flatnonzero(ours == i))
+    assert (ours >= 0).sum() > (theirs.labels_ >= 0).sum() > 0
 
 
 def test_neighbourhood_size_is_chosen_as_in_the_paper(monkeypatch):

@@ -13,7 +13,7 @@ from chaffinch.spec import Cut, Spec
 from chaffinch.study import Study
 
 APP = str(Path(__file__).parents[2] / "app.py")
-CUTS = (Cut("lsa"), Cut("small-loss"), Cut("knn-label", budget=0.2))
+CUTS = (Cut("lsa", rule="own"), Cut("small-loss", rule="own"), Cut("knn-label", budget=0.2))
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_first_run_shows_every_section(open_page, spec):
     assert table["detector"].tolist() == ["Neighbour labels", "Linear separation (LSA)", "Small loss (mixture)"]
     study = Study(spec.dataset, "features")
     lsa = study.detect("lsa")
-    expected = study.figures(lsa, lsa.own)
+    expected = study.figures(lsa, lsa.flags(CUTS[0]))
     assert table.iloc[1]["auroc_any"] == pytest.approx(expected["auroc_any"])
     assert table.iloc[0]["flagged"] == 36  # the budget of the view
     assert [len(figure(app, key)["data"]) for key in ("roc", "recall")] == [7, 7]
@@ -120,13 +120,12 @@ def test_curves_of_one_kind_and_of_none(open_page, spec, blobs, arrays_file):
 def test_the_disagreement_is_chosen_and_linked(open_page, spec):
     app = open_page(replace(spec, contrast="but:lsa:small-loss"))
     study = Study(spec.dataset, "features")
-    lsa, small = study.detect("lsa").own, study.detect("small-loss").own
+    lsa, small, budget = (study.detect(c.detector).flags(c) for c in CUTS)
     assert f"{(lsa & ~small).sum()} samples" in words(app)
     app.selectbox(key="contrast-b").select("knn-label").run()
     assert "".join(app.query_params["contrast"]) == "but:lsa:knn-label"
     app.selectbox(key="contrast-mode").select("only").run()
     assert "".join(app.query_params["contrast"]) == "only:lsa"
-    budget = study.detect("knn-label").flags(Cut("knn-label", budget=0.2))
     assert f"{(lsa & ~small & ~budget).sum()} samples" in words(app)
     app.selectbox(key="contrast-mode").select("rank").run()
     assert "".join(app.query_params["contrast"]).startswith("rank:lsa:")

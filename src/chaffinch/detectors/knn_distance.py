@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..base.errors import InputError, MissingEvidence
-from ..base.neighbors import Neighbors, nearest, unit_rows
+from ..base.neighbors import Neighbors, nearest
 from ..base.seeds import NEIGHBOURS, seeds
-from ..base.threads import cores
 from ..card import MethodCard
 from .base import Array, Detector, Labels, cut
 
@@ -44,7 +42,7 @@ class KnnDistance(Detector):
         arxiv="2204.06507",
         year=2022,
         formula=r"s_i = \lVert u_i - u_{(k)}\rVert_2",
-        summary="A picture far from all others belongs nowhere. Uses no labels at all.",
+        summary="A picture far from all others belongs nowhere. Uses no labels (unless its bank is made of seeds).",
         fails_when="Foreign pictures come in clumps as dense as a class (a thousand bags are not lonely), or a clean "
         "class is small and spread out.",
         finds={"ood"},
@@ -97,14 +95,7 @@ def distance_to_bank(X: NDArray[np.floating], rows: Labels, k: int) -> Array:
         rows: (n,) positions of the bank, more than k of them.
         k: which neighbour, from 1.
     """
-    import faiss
-
-    unit = unit_rows(X)
-    faiss.omp_set_num_threads(1 if sys.platform == "darwin" else cores())
-    index = faiss.IndexFlatIP(unit.shape[1])
-    index.add(unit[rows])
-    similarity, found = index.search(unit, k + 1)
-    own = rows[found] == np.arange(len(unit))[:, None]
+    found = nearest_in(X[rows], X, k + 1)
+    own = rows[found.indices] == np.arange(len(X))[:, None]
     own[~own.any(axis=1), -1] = True  # a sample outside the bank (or lost among duplicates) has one too many
-    kth = similarity[~own].reshape(len(unit), k)[:, -1].astype(np.float64)
-    return np.asarray(np.sqrt(np.maximum(2.0 - 2.0 * kth, 0.0)))
+    return np.asarray(found.distance[~own].reshape(len(X), k)[:, -1])

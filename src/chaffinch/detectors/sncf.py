@@ -14,6 +14,8 @@ from ..card import KINDS, MethodCard
 from .base import Array, Detector, Labels
 
 Single = NDArray[np.float32]
+Span = tuple[int, int]
+"""Where a cluster starts and stops in the order of visits."""
 
 CLEAN, MISLABELLED, OOD = range(3)
 
@@ -62,7 +64,7 @@ class Sncf(Detector):
     mean over the members of the label's tightest cluster / of its loosest.
 
     The paper gives groups but no score. Of nested clusters it takes the innermost, so that all around a dense core
-    turns into strays; here it is the outermost that holds at most 80 % of the label. m and the smallest cluster shrink
+    turns into strays; here it is the outermost within reason (see ``largest``). m and the smallest cluster shrink
     with the label (at most 15 % of it). As in the paper's guard for web data, no cluster is OOD where all are about
     equally tight or it outnumbers the others; but strays then stay mislabelled. A label without clusters is left clean.
 
@@ -75,8 +77,8 @@ class Sncf(Detector):
             smaller one leaves fewer strays.
         min_cluster_size: in samples; like m at most 15 % of the label.
         xi: steepness that bounds a cluster of OPTICS.
-        largest: cluster, as a share of its label: of nested clusters the outermost that is no larger is taken. None
-            takes the innermost, as the paper does.
+        largest: of nested clusters the outermost is taken, but one that holds more than this share of its label gives
+            way to those in it, if they hold half of it or more. None: always the innermost, as in the paper.
         guard: ρ from which on a label has no OOD cluster; 1: the loosest is always OOD.
         rule: ``class``, as above; or ``dataset``: two Gaussians on E of all samples, labels unused, one of them OOD,
             the score its log-odds (the paper's choice where little is mislabelled; blind where classes differ more
@@ -409,8 +411,8 @@ def optics(E: Array, core: Array, m: int, least: int, xi: float, largest: float 
         m: size of the neighbourhood.
         least: smallest cluster.
         xi: steepness that bounds a cluster.
-        largest: clusters are nested; the outermost that hold at most this share of the rows are taken, or with None
-            the innermost, as in scikit-learn.
+        largest: clusters are nested; `outer_clusters` takes the outermost up to about this share of the rows. With
+            None it is the innermost, as in scikit-learn.
     """
     from sklearn.cluster import cluster_optics_xi
 
@@ -433,12 +435,33 @@ def optics(E: Array, core: Array, m: int, least: int, xi: float, largest: float 
     )
     if largest is None:
         return np.asarray(found, np.int64)
+    nested: list[Span] = [(first, last + 1) for first, last in spans.reshape(-1, 2).tolist()]
     clusters = np.full(n, -1)
-    for first, last in sorted(spans.reshape(-1, 2).tolist(), key=lambda span: (span[0] - span[1], span)):
-        rows = order[first : last + 1]
-        if len(rows) <= largest * n and clusters[rows].max() < 0:
-            clusters[rows] = clusters.max() + 1
+    for i, (first, stop) in enumerate(outer_clusters(nested, n, largest)):
+        clusters[order[first:stop]] = i
     return clusters
+
+
+def outer_clusters(nested: list[Span], n: int, largest: float) -> list[Span]:
+    """The outermost of nested clusters; one that holds more than ``largest`` of all n rows is replaced by the outermost
+    smaller ones in it, unless these hold less than half of it.
+    """
+    nested = sorted(nested, key=lambda span: (span[0] - span[1], span))
+
+    def outermost(start: int, end: int, most: float) -> list[Span]:
+        found: list[Span] = []
+        for first, stop in nested:
+            fits = start <= first and stop <= end and stop - first <= most
+            if fits and all(stop <= a or b <= first for a, b in found):
+                found.append((first, stop))
+        return found
+
+    out: list[Span] = []
+    for first, stop in outermost(0, n, n - 1):  # all rows are no cluster
+        inner = outermost(first, stop, largest * n)
+        held = sum(b - a for a, b in inner)
+        out += inner if 2 * held >= stop - first else [(first, stop)]
+    return out
 
 
 def name_ood(loose: list[float], sizes: list[int], sense: str, guard: float) -> int | None:

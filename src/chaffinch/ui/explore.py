@@ -183,7 +183,7 @@ def draw_map(
         xy,
         Colours(look.values, look.names, look.colours, look.title),
         emphasis=votes.flagged if spec.only else None,
-        marked=votes.flagged if votes.flags and spec.colour != "votes" else None,
+        marked=votes.flagged if votes.flags and spec.colour not in ("votes", "verdict") else None,
         shown=views.thin(votes.flagged, MOST_POINTS, spec.seed),
         hover=_hover(study),
         sheets=cached.sheets(study),
@@ -351,7 +351,9 @@ def _bars(seen: views.Inspection) -> str:
         rows.append(
             f'<div class="cf-bar"><div><b>{escape(r.slug)}</b><span>{verdict}{advice}</span></div>'
             f'<div class="cf-track"><i style="width:{r.rank:.1%};background:{colour}"></i></div>'
-            f"<div><span>more suspicious than {r.rank:.1%} of all</span><span>score {r.score:.3g}</span></div></div>"
+            f"<div><span>more suspicious than {r.rank:.1%} of all</span><span>score {r.score:.3g}"
+            + ("" if r.chance is None else f" = chance {r.chance:.0%}")
+            + "</span></div></div>"
         )
     return (
         "<style>.cf-bar{font-size:.82rem;margin-bottom:.7rem}.cf-bar>div{display:flex;flex-wrap:wrap;"

@@ -40,7 +40,8 @@ def frame() -> None:
         "<style>.stMainBlockContainer{padding:2.6rem 2rem 3rem}"
         "@media(max-width:640px){.stMainBlockContainer{padding:4rem .8rem 2rem}}"
         "[data-testid=stSidebarUserContent]{padding-top:0}"
-        ".cf-brand{display:flex;align-items:center;gap:.6rem}.cf-brand img{width:2rem;height:2rem;flex:none}"
+        ".cf-brand{display:flex;align-items:center;gap:.6rem;margin-top:.7rem}"
+        ".cf-brand img{width:2rem;height:2rem;flex:none}"
         ".cf-brand b{font-size:1.2rem;display:block;line-height:1.2}"
         ".cf-brand span{font-size:.8rem;opacity:.7}</style>"
     )
