@@ -12,7 +12,5 @@ page = st.navigation(
         st.Page("pages/methods.py", title="Methods", icon=":material/menu_book:"),
     ]
 )
-if st.session_state.get("_page") != page.url_path:  # widgets of another page are other widgets, whatever their keys
-    st.session_state["_page"], st.session_state["_drawn"] = page.url_path, set()
 shell.resume()
 page.run()

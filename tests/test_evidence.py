@@ -116,6 +116,7 @@ def test_store_is_asked_and_believed(observed, calls):
     assert set(calls.values()) == {1}
     np.testing.assert_array_equal(second.neighbors.indices, first.neighbors.indices)
     np.testing.assert_array_equal(second.neighbors.distance, first.neighbors.distance)
+    assert second.neighbors.recall == first.neighbors.recall == 1
     for one, other in zip(second.head, first.head, strict=True):
         np.testing.assert_array_equal(one, other)
     assert second.probe.penalty == first.probe.penalty

@@ -6,6 +6,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from chaffinch import registry
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
@@ -27,3 +29,10 @@ def test_there_are_notebooks_and_they_carry_no_output():
         assert all(not cell.outputs for cell in notebook.cells if cell.cell_type == "code"), (
             f"clear the outputs of {path.name}"
         )
+
+
+def test_every_detector_has_its_section():
+    (path,) = (path for path in NOTEBOOKS if path.stem == "02_detectors")
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+    for slug in registry.methods("detector"):
+        assert text.count(f"\n## `{slug}`\n") == text.count(f'find("{slug}")') == 1, slug

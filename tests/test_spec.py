@@ -85,8 +85,8 @@ def test_full_view():
     """Every field is changed, so a field that a spelling forgets is noticed here."""
     plain = FULL.to_dict()
     assert list(plain) == [f.name for f in fields(Spec)]
-    assert plain["detectors"] == ["lsa@budget=0.2", "knn-label@score=1.5", "small-loss"]
-    assert FULL.to_query()["detectors"] == "lsa@budget=0.2,knn-label@score=1.5,small-loss"
+    assert plain["detectors"] == ["lsa@budget=0.2", "knn-label@score=1.5", "small-loss@own"]
+    assert FULL.to_query()["detectors"] == "lsa@budget=0.2,knn-label@score=1.5,small-loss@own"
     assert all(isinstance(value, str) for value in FULL.to_query().values())
     assert tomllib.loads(FULL.to_toml()) == plain
 

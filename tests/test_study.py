@@ -167,7 +167,16 @@ def test_scores_are_the_same_bits_without_the_truth(blobs, tmp_path, slug):
 
 
 class TestCuts:
-    detection = Detection("toy", np.array([3.0, 1, 2, 2]), np.array([True, False, False, False]), None, {}, 0.0, np.zeros(4, int), lambda: None)
+    detection = Detection(
+        "toy",
+        np.array([3.0, 1, 2, 2]),
+        np.array([True, False, False, False]),
+        None,
+        {},
+        0.0,
+        np.zeros(4, int),
+        lambda: None,
+    )
 
     def test_flags(self):
         d = self.detection

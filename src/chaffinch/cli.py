@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,8 @@ def _embed(args: argparse.Namespace) -> int:
         study.embed(report, device=args.device)
         report("neighbours", 0.0)
         study.map(args.map, report)
+        with suppress(InputError):  # too few samples, or one class: there is none
+            study.verdict(report=report)
     except InputError as error:
         if args.job:
             workspace.note(args.job, {"error": str(error)})
@@ -214,7 +217,6 @@ def _embed(args: argparse.Namespace) -> int:
         if features and stored:
             workspace.store("features", study.key, features, folder=Path(args.ship))
             workspace.store("map", study.map_key(args.map), stored, folder=Path(args.ship))
-        study.verdict(report=report)
         if judged := workspace.find("verdict", study.verdict_key()):
             workspace.store("verdict", study.verdict_key(), judged, folder=Path(args.ship))
     trust = ", ".join(f"{name} {value:.3f}" for name, value in study.map_trust(args.map).items())

@@ -64,8 +64,12 @@ class Evidence:
         """Cosine neighbours, at most ``k`` of each sample."""
         if self._neighbors is None:
             features = self._features("neighbors")
-            found = self._remember(f"neighbors-{self.k}", lambda: vars(nearest(features, self.k)))
-            self._neighbors = Neighbors(**found)
+
+            def make() -> Arrays:
+                return {name: np.asarray(value) for name, value in vars(nearest(features, self.k)).items()}
+
+            found = self._remember(f"neighbors-{self.k}", make)
+            self._neighbors = Neighbors(found["indices"], found["similarity"], float(found.get("recall", 1.0)))
         return self._neighbors
 
     @cached_property

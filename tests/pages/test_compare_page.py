@@ -23,7 +23,6 @@ def open_page(monkeypatch: pytest.MonkeyPatch):
     def start(spec: Spec) -> AppTest:
         monkeypatch.setenv("CHAFFINCH_SPEC", spec.to_toml())
         app = AppTest.from_file(APP, default_timeout=120).run()
-        app.session_state["_drawn"] = set()  # AppTest runs the page file alone, without app.py's care for this
         app.switch_page("pages/compare.py").run()
         assert not app.exception, app.exception
         return app

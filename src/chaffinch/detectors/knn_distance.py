@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.errors import InputError, MissingEvidence
-from ..base.neighbors import Neighbors, nearest
+from ..base.neighbors import Neighbors, nearest, nearest_in
 from ..base.seeds import NEIGHBOURS, seeds
 from ..card import MethodCard
 from .base import Array, Detector, Labels, cut

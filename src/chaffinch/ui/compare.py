@@ -19,7 +19,7 @@ from ..figures import comparison as figures
 from ..spec import Cut, Spec
 from ..study import Detection, Study
 from . import cached
-from .explore import MOST_POINTS, PER_PAGE, _hint, _hover
+from .explore import MOST_POINTS, PER_PAGE, hint, hover_texts
 from .gallery import Tile, gallery
 from .scatter import Colours, MapEvent, inside, scatter_map
 from .shell import begin, keep, plain
@@ -113,7 +113,7 @@ def maps(
                     Colours(look.values, look.names, look.colours, "Suspicion rank", span=(0, 1)),
                     marked=votes.flags[found.slug],
                     shown=points,
-                    hover=_hover(study),
+                    hover=hover_texts(study),
                     sheets=cached.sheets(study),
                     key=f"map-{found.slug}",
                     height=400,
@@ -282,7 +282,7 @@ def disagreement(
         Tile(
             i,
             study.observed.classes[study.observed.labels[i]],
-            _hint(study, i, judging) or ("" if study.observed.images is not None else study.name_of(i)),
+            hint(study, i, judging) or ("" if study.observed.images is not None else study.name_of(i)),
             "" if study.truth is None else KINDS[study.truth.kind[i]],
         )
         for i in order[(page - 1) * PER_PAGE : page * PER_PAGE].tolist()

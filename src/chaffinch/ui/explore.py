@@ -156,7 +156,7 @@ def map_controls(spec: Spec, study: Study) -> Spec:
 
 
 @lru_cache(maxsize=8)
-def _hover(study: Study) -> tuple[str, ...]:
+def hover_texts(study: Study) -> tuple[str, ...]:
     """Texts of the card under the pointer; the same for every view of a study, so the browser keeps them."""
     names = study.observed.classes
     given = (names[label] for label in study.observed.labels)
@@ -185,7 +185,7 @@ def draw_map(
         emphasis=votes.flagged if spec.only else None,
         marked=votes.flagged if votes.flags and spec.colour not in ("votes", "verdict") else None,
         shown=views.thin(votes.flagged, MOST_POINTS, spec.seed),
-        hover=_hover(study),
+        hover=hover_texts(study),
         sheets=cached.sheets(study),
         key="map",
         focus=focus,
@@ -270,19 +270,19 @@ def gallery_panel(
     unseen = (lambda i: "") if study.observed.images is not None else study.name_of  # without a picture, its id
     tiles = []
     for i in order[(page - 1) * PER_PAGE : page * PER_PAGE].tolist():
-        hint = "" if show == "ood" else _hint(study, i, judging)
+        advice = "" if show == "ood" else hint(study, i, judging)
         tone = "flag" if votes.flagged[i] else ""
         if spec.colour == "kind" and study.truth is not None:
             tone = KINDS[study.truth.kind[i]]
         elif verdict is not None and (spec.colour == "verdict" or show in KINDS):
             tone = KINDS[verdict.kinds[i]]
             if show == "mislabelled":
-                hint = f"→ {names[verdict.labels[i]]}"
-        tiles.append(Tile(i, names[study.observed.labels[i]], hint or unseen(i), tone))
+                advice = f"→ {names[verdict.labels[i]]}"
+        tiles.append(Tile(i, names[study.observed.labels[i]], advice or unseen(i), tone))
     return spec, gallery(tiles, cached.sheets(study), key="gallery", selected=focus)
 
 
-def _hint(study: Study, i: int, detections: Sequence[Detection]) -> str:
+def hint(study: Study, i: int, detections: Sequence[Detection]) -> str:
     """What the first detector with an opinion would call the sample, if not its given label."""
     for found in detections:
         if found.suggestions is not None and found.suggestions[i] != study.observed.labels[i]:

@@ -19,6 +19,8 @@ def enter(page: str) -> None:
 
     Streamlit runs a file of a folder named ``pages`` on its own when it is the first thing asked of a fresh server.
     """
+    if st.session_state.get("_page") != page:  # widgets of another page are other widgets, whatever their keys
+        st.session_state["_page"], st.session_state["_drawn"] = page, set()
     if not st.session_state.get("_shell"):
         st.session_state["_goto"] = (page, st.query_params.to_dict())
         st.switch_page("app.py")
