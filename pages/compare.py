@@ -55,6 +55,7 @@ with shell.explained():
                 spec = replace(spec, sample="") if closed else spec
                 clicked = near if near is not None else clicked
         compare.noise(study)
+        compare.honesty(study)
         compare.stability(spec, study, found, votes)
         if clicked is not None:
             spec = replace(spec, sample=study.name_of(clicked))

@@ -345,3 +345,27 @@ class TestSecond:
         p = np.random.default_rng(0).dirichlet(np.ones(3), 180)
         bare = Study(NoisyDataset("bare", replace(blobs.observed, features=None, pred_probs=p)), workspace=workspace)
         assert bare.detect(second(bare, ["small-loss"])).scores.shape == (180,)
+
+
+class TestCutCosts:
+    def test_against_the_truth(self, blobs, workspace):
+        study = Study(blobs, workspace=workspace)
+        found = [study.detect("small-loss"), study.detect("lsa")]
+        rows = comparison.cut_costs(study, found)
+        assert rows.loc[rows["detector"] == "small-loss", "cut"].tolist() == ["rate", "own", "mixture", "contradiction"]
+        assert "contradiction" not in rows.loc[rows["detector"] == "lsa", "cut"].tolist(), "it suggests no labels"
+        for row in rows.to_dict("records"):
+            flags = study.detect(row["detector"]).flags(Cut(row["detector"], rule=row["cut"]))
+            clean = blobs.truth.kind == 0
+            assert row["flagged"] == flags.sum()
+            assert row["clean_kept"] == pytest.approx(1 - (flags & clean).sum() / clean.sum())
+            if flags.any():
+                assert row["precision"] == pytest.approx((flags & ~clean).sum() / flags.sum())
+
+    def test_without_truth_as_the_verdict_expects(self, blobs, workspace):
+        study = Study(replace(blobs, truth=None), workspace=workspace)
+        found = study.detect("small-loss")
+        clean = study.verdict().proba[:, 0]
+        rows = comparison.cut_costs(study, [found]).set_index("cut")
+        assert not {"recall", "f1"} & set(rows)
+        assert rows.loc["own", "precision"] == pytest.approx(1 - clean[found.own].mean())

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from . import registry
+from . import registry, views
 from .base.errors import InputError
 from .base.files import digest
 from .card import KINDS
 from .detectors.base import Trusted, ranks
 from .evidence import Evidence
-from .metrics.detection import auroc, average_precision, precision_recall_curve, roc_curve, sides, thinned
-from .spec import Cut, Spec
+from .metrics.detection import auroc, average_precision, decision, precision_recall_curve, roc_curve, sides, thinned
+from .spec import RULES, Cut, Spec
 from .study import VERSIONS, Detection, Report, Study
 from .workspace import Arrays
 
@@ -65,6 +65,29 @@ def table(study: Study, detections: Sequence[Detection], flags: Mapping[str, Fla
     if study.truth is None:
         for row, agreement in zip(rows, mean_agreement(detections), strict=True):
             row["agreement"] = agreement
+    return pd.DataFrame(rows)
+
+
+def cut_costs(study: Study, detections: Sequence[Detection]) -> pd.DataFrame:
+    """What each cut of each detector would flag, and what that costs; cuts that cannot be made are left out.
+
+    One row a detector and a rule of `chaffinch.spec.RULES`: flagged, share, precision and clean kept, against the truth
+    or else as the verdict expects; recall and F1 where the truth is known.
+    """
+    rows = []
+    for found in detections:
+        for rule in RULES:
+            try:
+                flags = found.flags(Cut(found.slug, rule=rule))
+            except InputError:
+                continue
+            cost = views.cost(study, flags)
+            row = {"detector": found.slug, "cut": rule, "flagged": cost.flagged, "share": cost.share}
+            row |= {"precision": cost.precision, "clean_kept": cost.kept}
+            if study.truth is not None:
+                figures = decision(flags, study.truth.kind)
+                row |= {name: figures[name] for name in ("recall", "f1")}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -1,12 +1,18 @@
-"""Neighbours against brute force, and where exact search goes wrong: duplicates, zero rows, few samples."""
+"""Neighbours against brute force, and where search goes wrong: duplicates, zero rows, few samples, very many."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chaffinch.base import neighbors
 from chaffinch.base.errors import InputError
-from chaffinch.base.neighbors import Neighbors, nearest, nearest_in, unit_rows
+from chaffinch.base.neighbors import Neighbors, near_duplicates, nearest, nearest_in, unit_rows
+from chaffinch.workspace import Workspace
 
 
 def brute_force(X, k):
@@ -165,3 +171,151 @@ class TestNearestIn:
     def test_bad_input(self, bank, queries, message):
         with pytest.raises(InputError, match=message):
             nearest_in(bank, queries, 1)
+
+
+@pytest.fixture(scope="module")
+def surface():
+    """Points on a bent sheet in 16 dimensions, as features of pictures are."""
+    rng = np.random.default_rng(0)
+    X = np.sin(rng.uniform(-2, 2, (6000, 2)) @ rng.normal(size=(2, 16)) + rng.uniform(0, 6, 16))
+    return X + 0.01 * rng.normal(size=X.shape)
+
+
+class TestInCells:
+    """Above ``LARGE`` rows the search is approximate; here it is made to be so for few rows already."""
+
+    @pytest.fixture(autouse=True)
+    def large(self, monkeypatch):
+        monkeypatch.setattr(neighbors, "LARGE", 1000)
+
+    def test_finds_what_it_says(self, surface, monkeypatch):
+        found = nearest(surface, 12)
+        monkeypatch.setattr(neighbors, "LARGE", 10**9)
+        exact = nearest(surface, 12)
+        assert exact.recall == 1.0
+        hits = (found.similarity[:, :10] >= exact.similarity[:, 9:10] - 1e-6).mean()
+        assert 0.95 <= hits < 1
+        assert found.recall == pytest.approx(hits, abs=0.015)
+        assert (found.similarity <= exact.similarity + 1e-6).all()
+
+    def test_is_well_formed(self, surface):
+        found = nearest(surface, 12)
+        assert found.indices.shape == found.similarity.shape == (6000, 12)
+        assert (found.indices.dtype, found.similarity.dtype) == (np.int64, np.float32)
+        assert not (found.indices == np.arange(6000)[:, None]).any()
+        assert (np.diff(np.sort(found.indices, axis=1), axis=1) > 0).all()
+        assert (np.diff(found.similarity, axis=1) <= 0).all()
+        unit = unit_rows(surface)
+        cosines = np.einsum("nd,nkd->nk", unit, unit[found.indices])
+        np.testing.assert_allclose(found.similarity, cosines, atol=1e-5)
+
+    def test_is_deterministic(self, surface):
+        one, other = nearest(surface, 5), nearest(surface, 5)
+        np.testing.assert_array_equal(one.indices, other.indices)
+        np.testing.assert_array_equal(one.similarity, other.similarity)
+        assert one.recall == other.recall < 1
+
+    def test_is_exact_where_cells_hold_no_neighbours(self, monkeypatch):
+        X = np.random.default_rng(0).normal(size=(1500, 60))  # no structure at all
+        found = nearest(X, 5)
+        monkeypatch.setattr(neighbors, "LARGE", 10**9)
+        assert found.recall == 1.0
+        np.testing.assert_array_equal(found.indices, nearest(X, 5).indices)
+
+    def test_few_rows_many_times(self):
+        X = np.random.default_rng(0).normal(size=(40, 8)).repeat(50, axis=0)
+        found = nearest(np.vstack([X, np.zeros((3, 8))]), 60)  # more neighbours than a cell holds
+        assert not (found.indices == np.arange(2003)[:, None]).any()
+        assert (found.indices >= 0).all()
+        np.testing.assert_allclose(found.similarity[:2000, :49], 1, atol=1e-5)
+        assert (found.indices[:2000, :49] // 50 == np.arange(2000)[:, None] // 50).all()
+        np.testing.assert_array_equal(found.similarity[2000:], 0)
+
+    def test_recall_is_kept(self, surface, tmp_path):
+        found = nearest(surface, 5)
+        assert found.first(2, "the test").recall == found.recall
+        workspace = Workspace(tmp_path)
+        workspace.store("neighbors", "1", vars(found))
+        again = Neighbors(**workspace.find("neighbors", "1"))
+        assert (again.recall, type(again.recall)) == (found.recall, float)
+        np.testing.assert_array_equal(again.indices, found.indices)
+
+
+def test_the_library_uses_the_processor_as_numpy_does():
+    """In a process of its own: the choice is made once, when the library is loaded."""
+    code = """
+import os
+from chaffinch.base.neighbors import KERNELS, load_faiss
+from threadpoolctl import threadpool_info
+before = {pool["filepath"]: pool.get("architecture") for pool in threadpool_info()}
+assert load_faiss() is load_faiss()
+assert "OPENBLAS_CORETYPE" not in os.environ
+new = {p["architecture"] for p in threadpool_info() if p["filepath"] not in before and p["internal_api"] == "openblas"}
+known = {theirs for theirs, ours in KERNELS.items() if ours & set(before.values())}
+print("same" if not new or not known else new <= known)
+"""
+    clean = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=False)
+    assert done.returncode == 0, done.stderr
+    if done.stdout.strip() == "same":
+        pytest.skip("the two share one BLAS here, or the processor is not one of those that need it")
+    assert done.stdout.strip() == "True"
+
+
+def test_a_choice_of_the_users_is_respected():
+    code = "import os; from chaffinch.base.neighbors import load_faiss; load_faiss(); "
+    code += "print(os.environ['OPENBLAS_CORETYPE'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OPENBLAS_CORETYPE": "Prescott"},
+        check=True,
+    )
+    assert done.stdout.strip() == "Prescott"
+
+
+class TestNearDuplicates:
+    def test_worked_by_hand(self):
+        found = Neighbors(
+            np.array([[1, 2], [0, 2], [0, 1], [2, 0]]),
+            np.array([[0.99, 0.8], [0.99, 0.7], [0.8, 0.7], [0.9, 0.6]], np.float32),
+        )
+        # distances to the nearest 0.01, 0.01, 0.2, 0.1: median 0.055
+        np.testing.assert_array_equal(near_duplicates(found, 0.5), [[0, 1]])
+        np.testing.assert_array_equal(near_duplicates(found, 0.1), np.empty((0, 2)))
+        np.testing.assert_array_equal(near_duplicates(found, 2), [[0, 1], [2, 3]])
+
+    def test_copies_are_found_at_any_threshold(self):
+        rng = np.random.default_rng(0)
+        X = rng.normal(size=(200, 5))
+        X[[7, 150]] = X[20] * [[3.0], [0.1]]
+        found = near_duplicates(nearest(X, 4), 0)
+        np.testing.assert_array_equal(found, [[7, 20], [7, 150], [20, 150]])
+        assert found.dtype == np.int64
+
+    def test_one_way_is_enough(self):
+        """2 is among the neighbours of 0, but so crowded that 0 is not among its own."""
+        found = Neighbors(np.array([[2], [2], [1]]), np.array([[0.99], [0.999], [0.999]], np.float32))
+        np.testing.assert_array_equal(near_duplicates(found, 20), [[0, 2], [1, 2]])
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.integers(0, 10**6), st.floats(0, 1.5))
+    def test_agrees_with_a_loop(self, seed, threshold):
+        rng = np.random.default_rng(seed)
+        X = rng.normal(size=(30, 3)).repeat(2, axis=0) + 1e-2 * rng.normal(size=(60, 3))
+        found = nearest(X, 5)
+        distance = 1 - found.similarity.astype(float)
+        radius = threshold * np.median(distance[:, 0])
+        pairs = {
+            (min(i, int(j)), max(i, int(j)))
+            for i in range(60)
+            for j, d in zip(found.indices[i], distance[i], strict=True)
+            if d < radius or d < 1e-6
+        }
+        assert near_duplicates(found, threshold).tolist() == [list(pair) for pair in sorted(pairs)]
+
+    @pytest.mark.parametrize("threshold", [-0.1, np.nan])
+    def test_bad_threshold(self, threshold):
+        with pytest.raises(InputError, match="threshold must be a share from 0"):
+            near_duplicates(Neighbors(np.array([[1], [0]]), np.ones((2, 1), np.float32)), threshold)

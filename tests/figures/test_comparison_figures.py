@@ -105,3 +105,15 @@ def test_noise_of_many_or_empty_classes():
     assert figure.data[0].texttemplate is None
     assert np.isnan(np.array(figure.data[0].z, float)).all()
     assert figures.largest(counts) == 0
+
+
+def test_reliability_draws_a_line_a_kind_over_the_diagonal():
+    line = np.array([0.1, 0.9]), np.array([0.2, 0.8]), np.array([30, 10])
+    figure = figures.reliability({"clean": line, "ood": line})
+    diagonal, clean, ood = figure.data
+    assert list(diagonal.x) == list(diagonal.y) == [0, 1]
+    assert (clean.name, ood.name) == ("clean", "foreign")
+    assert list(clean.x) == [0.1, 0.9]
+    assert list(clean.y) == [0.2, 0.8]
+    assert list(clean.customdata) == [30, 10]
+    assert ood.line.color == KIND_COLOURS["ood"]

@@ -67,14 +67,16 @@ def test_first_run_shows_every_section(open_page, spec):
 
 def test_without_truth_the_rest_stays_useful(open_page, spec, arrays_file):
     app = open_page(replace(spec, dataset=f"arrays:{arrays_file(truth=False)}"))
-    table = app.dataframe[0].value
+    table, cuts = app.dataframe[0].value, app.dataframe[1].value
     assert {"agreement", "flagged", "seconds"} < set(table)
+    assert set(cuts["cut"]) >= {"as many as there is noise", "the method's own rule"}
+    assert "Is the verdict honest?" not in words(app)
     assert "auroc_any" not in table
     assert "The truth is not known here" in words(app)
     assert "How well each ranks" not in words(app)
     assert figure(app, "overlaps")["data"][0]["name"] == "flagged"
     app.button(key="measure-stability").click().run()
-    assert app.dataframe[1].value["order"].between(0, 1).all()
+    assert app.dataframe[2].value["order"].between(0, 1).all()
 
 
 def test_probabilities_alone_are_enough(open_page, arrays_file):
@@ -165,13 +167,13 @@ def test_a_sample_of_the_link_is_inspected(open_page, spec):
 def test_stability_is_measured_once(open_page, spec, monkeypatch):
     app = open_page(spec)
     app.button(key="measure-stability").click().run()
-    first = app.dataframe[1].value
+    first = app.dataframe[2].value
     assert len(first) == 3
     assert first["order"].between(0.3, 1).all()
     monkeypatch.setattr(comparison, "_fit", lambda *_: pytest.fail("computed again"))
     again = open_page(spec)
     assert "measure-stability" not in {b.key for b in again.button}
-    assert again.dataframe[1].value.equals(first)
+    assert again.dataframe[2].value.equals(first)
 
 
 def test_a_cut_that_cannot_be_used_is_told(open_page, spec):

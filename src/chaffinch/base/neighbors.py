@@ -172,7 +172,9 @@ def _in_cells(faiss: Any, unit: Single, k: int) -> tuple[Single, Rows, float] | 
     means.train(unit)
     cell = faiss.knn(unit, means.centroids, 1, metric=product)[1][:, 0]
     cells = len(means.centroids)
-    near = np.argsort(-(means.centroids @ means.centroids.T), axis=1, kind="stable")
+    apart = -(means.centroids @ means.centroids.T)
+    np.fill_diagonal(apart, -np.inf)  # each cell is the nearest to itself
+    near = np.argsort(apart, axis=1, kind="stable")
     place = np.empty_like(near)  # how near, as a rank, is cell j to cell i?
     np.put_along_axis(place, near, np.arange(cells)[None, :], axis=1)
 

@@ -198,6 +198,27 @@ def noise(counts: Array, classes: Sequence[str], *, top: float | None = None) ->
     return _laid_out(figure, 480)
 
 
+def reliability(curves: Mapping[str, tuple[Array, Array, NDArray[np.int64]]]) -> go.Figure:
+    """Promised probability against the share that came true, a line a kind; the diagonal is honest.
+
+    Args:
+        curves: kind -> mean promise, share that came true, and count of each bin.
+    """
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": QUIET, "width": 1}, hoverinfo="skip", showlegend=False
+    )
+    for i, (kind, (promised, came, count)) in enumerate(curves.items()):
+        figure.add_scatter(
+            x=promised, y=came, customdata=count, mode="lines+markers", name=KIND_WORDS[kind],
+            line={"color": KIND_COLOURS[kind], "width": 2, "dash": DASHES[i]}, marker={"size": 7},
+            hovertemplate=f"{KIND_WORDS[kind]}: promised %{{x:.0%}}, came %{{y:.0%}} of %{{customdata:,}}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="probability the verdict gives", range=[-0.02, 1.02], tickformat=".0%", zeroline=False)
+    figure.update_yaxes(title="share that is so", range=[-0.02, 1.02], tickformat=".0%", zeroline=False)
+    return _laid_out(figure, 380)
+
+
 def largest(counts: Array) -> float:
     """The largest share of a row of such a matrix that is filed wrongly under one class; 0 if none is."""
     total = counts.sum(axis=1, keepdims=True)

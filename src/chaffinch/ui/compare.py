@@ -16,11 +16,13 @@ from ..card import KINDS
 from ..comparison import Contrast
 from ..data import OOD
 from ..figures import comparison as figures
+from ..metrics.verdict import calibration_error, reliability, three_way
 from ..spec import Cut, Spec
 from ..study import Detection, Study
 from . import cached
 from .explore import MOST_POINTS, PER_PAGE, hint, hover_texts
 from .gallery import Tile, gallery
+from .pickers import CUTS
 from .scatter import Colours, MapEvent, inside, scatter_map
 from .shell import begin, keep, plain
 
@@ -160,8 +162,32 @@ def table(study: Study, detections: Sequence[Detection], votes: views.Votes) -> 
     )
     if study.truth is None:
         st.caption("The truth is not known here, so no figure says who is right; agreement and stability are hints.")
+    with st.expander("What other cuts would cost"):
+        _cuts(study, detections)
     for slug, problem in votes.problems.items():
         st.warning(plain(f"{slug}: {problem}"), icon=":material/warning:")
+
+
+def _cuts(study: Study, detections: Sequence[Detection]) -> None:
+    rows = comparison.cut_costs(study, detections)
+    names = {"cut": "Cut", "share": "Share of all"} | {name: title for name, (title, _, _) in COLUMNS.items()}
+    percent = st.column_config.NumberColumn
+    st.dataframe(
+        rows.assign(detector=rows["detector"].map(name_of), cut=rows["cut"].map(CUTS)),
+        hide_index=True,
+        column_config={
+            name: percent(names[name], format="percent")
+            for name in ("share", "precision", "clean_kept", "recall", "f1")
+            if name in rows
+        }
+        | {
+            "detector": names["detector"],
+            "cut": names["cut"],
+            "flagged": percent(names["flagged"], format="localized"),
+        },
+    )
+    if study.truth is None:
+        st.caption("Precision and clean kept are what the verdict expects, since the truth is not known.")
 
 
 def curves(spec: Spec, study: Study, detections: Sequence[Detection], votes: views.Votes) -> Spec:
@@ -315,6 +341,34 @@ def _told(contrast: Contrast, count: int, selected: bool) -> str:
     """What the gallery lists, in words."""
     order = "the widest gap between their ranks first"
     return f"{count:,} samples{' of the selection' if selected else ''}, {order}"
+
+
+def honesty(study: Study) -> None:
+    """How right the verdict is, and whether its probabilities can be taken at their word; where the truth is known."""
+    if study.truth is None or not study.knows_verdict():
+        return
+    verdict, kind = study.verdict(), study.truth.kind
+    st.markdown(
+        "##### Is the verdict honest?",
+        help="Of all samples to which it gives a probability of 80 %, about 80 % should be so: then the line runs "
+        "along the diagonal.",
+    )
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        present = {name: i for i, name in enumerate(KINDS) if (kind == i).any()}
+        lines = {name: reliability(verdict.proba[:, i], kind == i) for name, i in present.items()}
+        _chart(figures.reliability(lines), "reliability")
+    with right:
+        found = three_way(verdict.proba, kind)
+        error = calibration_error(verdict.proba.max(axis=1), verdict.kinds == kind)
+        rows = [(f"F1, {figures.KIND_WORDS[name]}", value) for name, value in found["f1"].items() if value is not None]
+        rows += [("mean of these (macro-F1)", found["macro_f1"])]
+        st.table(pd.DataFrame([(name, f"{value:.3f}") for name, value in rows], columns=["Verdict", ""]), border=False)
+        st.caption(
+            f"On average its certainty is {error:.1%} away from how often it is right. It believes that "
+            f"{verdict.rates['mislabelled']:.1%} are wrongly labelled and {verdict.rates['ood']:.1%} foreign; "
+            f"{np.mean(kind == 1):.1%} and {np.mean(kind == OOD):.1%} are."
+        )
 
 
 def noise(study: Study) -> None:
