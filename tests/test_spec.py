@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaffinch.base.errors import InputError
-from chaffinch.spec import MAPS, Cut, Spec
+from chaffinch.spec import MAPS, RULES, Cut, Spec
 
 FULL = Spec(
     dataset="arrays:/data/my file, 2.npz", encoder="dcl", map="pca",
@@ -25,6 +25,7 @@ cuts = st.one_of(
     st.builds(Cut, slugs),
     st.builds(Cut, slugs, budget=st.floats(0, 1)),
     st.builds(Cut, slugs, score=numbers),
+    st.builds(Cut, slugs, rule=st.sampled_from(RULES)),
 )
 specs = st.builds(
     Spec,
@@ -43,6 +44,9 @@ specs = st.builds(
         ("lsa@score=0", Cut("lsa", score=0.0)),
         ("lsa@score=1e-07", Cut("lsa", score=1e-7)),
         ("lsa@score=1.23456789", Cut("lsa", score=1.23456789)),
+        ("lsa@own", Cut("lsa", rule="own")),
+        ("knn-label@mixture", Cut("knn-label", rule="mixture")),
+        ("small-loss@contradiction", Cut("small-loss", rule="contradiction")),
     ],
 )
 def test_cut_spelling(text, cut):
@@ -67,12 +71,37 @@ def test_cut_round_trip(cut):
         "lsa@score=nan",
         "",
         "@score=1",
+        "@own",
+        "lsa@Own",
+        "lsa@own=1",
+        "lsa@own@mixture",
     ],
 )
 def test_bad_cut(text):
     with pytest.raises(InputError, match=r"write DETECTOR, DETECTOR@RULE .* or DETECTOR@score=VALUE") as caught:
         Cut.parse(text)
     assert repr(text) in str(caught.value)
+
+
+def test_the_default_cut_may_be_spelled_out():
+    assert Cut.parse("lsa@rate") == Cut("lsa") == Cut("lsa", rule="rate")
+    assert RULES[0] == "rate"
+    assert str(Cut.parse("lsa@rate")) == "lsa"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"budget": 0.1, "score": 1.0}, "a: give one cut: a rule, a budget or a score"),
+        ({"budget": 0.1, "rule": "own"}, "a: give one cut: a rule, a budget or a score"),
+        ({"score": 0.0, "rule": "mixture"}, "a: give one cut: a rule, a budget or a score"),
+        ({"rule": "guess"}, "a: the cut must be one of rate, own, mixture, contradiction, got 'guess'"),
+        ({"budget": 1.01}, r"a: budget must be a share between 0 and 1, got 1\.01"),
+    ],
+)
+def test_a_cut_has_one_rule(values, message):
+    with pytest.raises(InputError, match=message):
+        Cut("a", **values)
 
 
 def test_the_default_view_is_spelled_by_nothing():

@@ -111,7 +111,9 @@ def _detect(args: argparse.Namespace) -> int:
         counts = dict(zip(KINDS, np.bincount(verdict.kinds, minlength=len(KINDS)).tolist(), strict=True))
         print("verdict: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
         if "macro_f1" in judged["verdict"]:
-            print("verdict: macro-F1 {macro_f1:.3f} (at best {ceiling_macro_f1:.3f})".format(**judged["verdict"]))
+            best = judged["verdict"].get("ceiling_macro_f1")
+            known = "" if best is None else f" (at best {best:.3f})"
+            print(f"verdict: macro-F1 {judged['verdict']['macro_f1']:.3f}{known}")
     for name, info in [*((d.slug, d.info) for d in done), *([("verdict", verdict.info)] if verdict else [])]:
         if note := info.get("note"):
             print(f"{name}: {note}")

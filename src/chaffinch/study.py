@@ -357,35 +357,41 @@ class Study:
         only_ood = registry.get("detector", slug).card.finds == {"ood"}
         return float(np.mean(kinds == OOD if only_ood else kinds != CLEAN))
 
-    def chance(self, found: Detection) -> NDArray[np.float64] | None:
+    def chance(self, found: Detection, verdict: Verdict | None = None) -> NDArray[np.float64] | None:
         """(N,) a detector's scores as probabilities of what it looks for, or None without a verdict.
 
         Isotonic regression of the verdict's probabilities on the scores: whatever their scale, scores become
         comparable, and keep their order.
+
+        Args:
+            found: what the detector found.
+            verdict: whose probabilities; default: the one without told rates.
         """
-        if found.slug not in self._chances:
-            try:
-                proba = self.verdict().proba
-            except InputError:
-                return None
+        try:
+            proba = (verdict or self.verdict()).proba
+        except InputError:
+            return None
+        only_ood = registry.get("detector", found.slug).card.finds == {"ood"}
+        wanted = proba[:, 2] if only_ood else 1.0 - proba[:, 0]
+        key = digest(found.scores, wanted)  # not the slug: its parameters may differ
+        if key not in self._chances:
             from sklearn.isotonic import IsotonicRegression
 
-            only_ood = registry.get("detector", found.slug).card.finds == {"ood"}
-            wanted = proba[:, 2] if only_ood else 1.0 - proba[:, 0]
             model = IsotonicRegression(y_min=0.0, y_max=1.0).fit(found.scores, wanted)
-            self._chances[found.slug] = model.predict(found.scores)
-        return self._chances[found.slug]
+            self._chances[key] = model.predict(found.scores)
+        return self._chances[key]
 
     def judged(self, verdict: Verdict) -> dict[str, Any]:
         """Figures of a verdict: rates and seconds, and against the truth where it is known."""
         out: dict[str, Any] = {"rates": verdict.rates, "seconds": round(verdict.info["seconds"], 4)}
         if self.truth is None or self.features is None:
             return out
-        labels, features = self.observed.labels, self.features
-        k = len(self.observed.classes)
-        best = ceiling(features, labels, self.truth.labels, k, seed=self.seed)
-        most = three_way(best, self.truth.kind)["macro_f1"]
-        return {**three_way(verdict.proba, self.truth.kind), **out, "ceiling_macro_f1": most}
+        out = {**three_way(verdict.proba, self.truth.kind), **out}
+        labels, k = self.observed.labels, len(self.observed.classes)
+        if (self.truth.labels[self.truth.kind != OOD] < 0).any():  # only kinds are known: nothing to learn classes from
+            return out
+        best = ceiling(self.features, labels, self.truth.labels, k, seed=self.seed)
+        return {**out, "ceiling_macro_f1": three_way(best, self.truth.kind)["macro_f1"]}
 
     def knows(self, slug: str) -> bool:
         """Can the detector's result (with default parameters) be had without computing it?"""
@@ -507,7 +513,7 @@ class Study:
             columns |= {f"p_{kind}": verdict.proba[:, i] for i, kind in enumerate(KINDS)}
         for found in detections:
             columns[f"{found.slug}_score"] = found.scores
-            if verdict is not None and (chance := self.chance(found)) is not None:
+            if verdict is not None and (chance := self.chance(found, verdict)) is not None:
                 columns[f"{found.slug}_chance"] = chance
             columns[f"{found.slug}_flag"] = flags.get(found.slug, found.own)
             if found.suggestions is not None:

@@ -38,6 +38,9 @@ Labels = NDArray[np.int64]
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Ridge penalties to choose from, by the likelihood of held-out given labels."""
 
+HEAVIEST = 0.01
+"""Largest penalty per sample. A heavier one lets the class shares of a fold outweigh its features: rounds diverge."""
+
 LEAST = 20
 """Fewest samples on which a verdict is attempted."""
 
@@ -52,7 +55,8 @@ class Verdict:
         sureness: (N,) probability of that class, given the same.
         transition: (C + 1, C) estimated P(given label | true class); the last row is OOD.
         rates: estimated share of ``mislabelled`` and ``ood`` samples.
-        info: penalty, rounds, expected accuracy, and a ``note`` where the evidence is too weak to trust it.
+        info: penalty, rounds, expected accuracy; ``weak`` (true) where the evidence is too weak to trust it, and a
+            ``note`` that says why.
     """
 
     proba: Array
@@ -65,7 +69,7 @@ class Verdict:
     @property
     def kinds(self) -> NDArray[np.int8]:
         """(N,) the most probable kind: 0 clean, 1 mislabelled, 2 OOD."""
-        return self.proba.argmax(axis=1).astype(np.int8)
+        return np.asarray(self.proba.argmax(axis=1), np.int8)
 
     @property
     def noise(self) -> Array:
@@ -103,10 +107,15 @@ def judge(
         progress: called with the share done, 0 to 1.
 
     Raises:
-        InputError: fewer than two classes, too few samples, a rate out of range, or NaN.
+        InputError: fewer than two classes, too few samples, a rate or a setting out of range, or NaN.
     """
     report = progress or (lambda share: None)
     _check(X, y, n_classes, mislabelled, ood)
+    for name, value, least in (
+        ("rounds", rounds, 1), ("landmarks", landmarks, 1), ("folds", folds, 2), ("most", most, LEAST)
+    ):  # fmt: skip
+        if value < least:
+            raise InputError(f"verdict: {name} must be at least {least}, got {value}")
     rng = np.random.default_rng(seed)
     n = len(y)
     fitted = np.sort(rng.permutation(n)[:most]) if n > most else np.arange(n)
@@ -122,14 +131,12 @@ def judge(
             prior[fitted] = model.prior
         else:
             prior = model.prior
-    joint = prior * model.transition[:, y].T
-    posterior = joint / joint.sum(axis=1, keepdims=True)
-    own = posterior[np.arange(n), y]
-    proba = np.stack([own, np.maximum(1.0 - own - posterior[:, -1], 0.0), posterior[:, -1]], axis=1)
-    proba = _shift(proba / proba.sum(axis=1, keepdims=True), mislabelled, ood)
-    inside = posterior[:, :-1] / np.maximum(posterior[:, :-1].sum(axis=1, keepdims=True), 1e-300)
+    posterior = _posterior(prior, model.transition, y)
+    proba = _shift(_kinds(posterior, y), mislabelled, ood)
+    inside = posterior[:, :-1]
     labels = inside.argmax(axis=1)
-    info = {
+    sureness = inside[np.arange(n), labels] / np.maximum(inside.sum(axis=1), 1e-300)
+    info: dict[str, Any] = {
         "penalty": model.penalty,
         "rounds": rounds,
         "fitted_on": len(fitted),
@@ -137,13 +144,16 @@ def judge(
         "label_noise": (1.0 - np.diag(model.transition)).tolist(),
         "label_gain": model.gain,
     }
-    if n > most:
-        info["note"] = f"fitted on {most:,} of {n:,} samples and applied to all"
-    if doubt := _doubt(info):
-        info["weak"], info["note"] = True, doubt
+    notes = [f"fitted on {most:,} of {n:,} samples and applied to all"] if n > most else []
+    typical = float(inside.max(axis=1).sum() / max(inside.sum(), 1e-300))
+    if doubt := _doubt(model.nats, typical, info["expected_accuracy"]):
+        info["weak"] = True
+        notes.append(doubt)
+    if notes:
+        info["note"] = "; ".join(notes)
     report(1.0)
     rates = {"mislabelled": float(proba[:, 1].mean()), "ood": float(proba[:, 2].mean())}
-    return Verdict(proba, labels, inside[np.arange(n), labels], model.transition, rates, info)
+    return Verdict(proba, labels, sureness, model.transition, rates, info)
 
 
 def ceiling(
@@ -167,6 +177,7 @@ def ceiling(
         n_classes: C.
         landmarks, folds, seed: as in `judge`.
     """
+    _check(X, y, n_classes)
     rng = np.random.default_rng(seed)
     z = np.where(true < 0, n_classes, true)
     truth = np.eye(n_classes + 1)[z]
@@ -183,10 +194,7 @@ def ceiling(
     assert best is not None
     counts = np.zeros((n_classes + 1, n_classes))
     np.add.at(counts, (z, y), 1)
-    joint = best[1] * _pooled(counts, pull=1)[:, y].T
-    joint /= joint.sum(axis=1, keepdims=True)
-    own = joint[np.arange(len(y)), y]
-    return np.stack([own, 1 - own - joint[:, -1], joint[:, -1]], axis=1)
+    return _kinds(_posterior(best[1], _pooled(counts, pull=1), y), y)
 
 
 class _Kernel:
@@ -202,7 +210,7 @@ class _Kernel:
         self.root = (axes[:, kept] / np.sqrt(values[kept])).astype(np.float32)
 
     def _near(self, unit: Single) -> Single:
-        return np.exp((np.minimum(unit @ self.landmarks.T, 1.0) - 1.0) * np.float32(2.0 / self.width))
+        return np.asarray(np.exp((np.minimum(unit @ self.landmarks.T, 1.0) - 1.0) * np.float32(2.0 / self.width)))
 
     def __call__(self, unit: Single) -> Single:
         """Features (n, M) of unit rows."""
@@ -271,14 +279,14 @@ class _Link:
         start = cls(scores.mean(axis=0), scores.std(axis=0) + 1e-9, np.vstack([2 * np.eye(k), np.zeros((1, k))]))
         return start._minimise(scores, lambda p: (targets, -(targets * np.log(p + 1e-300)).sum()), pull=1.0, to=0.0)
 
-    def explaining(self, scores: Array, likelihood: Array, pull: float = 10.0) -> _Link:
-        """From here, the link under which the given labels are most likely.
+    def explaining(self, scores: Array, likelihood: Array) -> _Link:
+        """From here, the link under which the given labels are most likely; few samples a weight hold it back.
 
         Args:
             scores: (n, K).
             likelihood: (n, K) probability of each sample's given label under each class.
-            pull: how strongly weights are drawn back to where they start.
         """
+        pull = 10.0 + 100.0 * self.weights.size / len(scores)
         start = _Link(scores.mean(axis=0), scores.std(axis=0) + 1e-9, self.weights)
 
         def loss(p: Array) -> tuple[Array, float]:
@@ -316,7 +324,8 @@ class _Model:
     link: _Link
     weights: list[Single]
     penalty: float
-    gain: float
+    gain: float  # share of the labels' entropy that the features explain, less what chance would
+    nats: float  # the same in nats for each weight of the link
 
     def everyone(self, kernel: _Kernel, X: NDArray[np.floating]) -> Array:
         """P(z | x) of any samples, by the mean score of all folds' regressions."""
@@ -333,6 +342,8 @@ def _learn(ridge: _Folds, y: Labels, n_classes: int, rounds: int, report: Callab
     shares = (np.bincount(y, minlength=n_classes) + 1) / (n + n_classes)
     best: tuple[float, float, _Link, Array, list[Array]] | None = None
     for penalty in PENALTIES:
+        if best is not None and penalty > HEAVIEST * n:
+            break
         scores, inner = ridge.fit([given[seen] for seen, _ in ridge.rows], penalty)
         link = _Link.matching(scores, given)
         p = link(scores)
@@ -366,7 +377,9 @@ def _learn(ridge: _Folds, y: Labels, n_classes: int, rounds: int, report: Callab
         ]
         report(0.3 + 0.7 * (turn + 1) / rounds)
     base = -float((shares * np.log(shares)).sum())
-    return _Model(prior, transition, link, ridge.weights, penalty, 1.0 - loss / base)
+    size = len(np.unique(y)) ** 2
+    nats = (base - loss) * n / size - 0.5  # a weight earns half a nat by chance (Akaike)
+    return _Model(prior, transition, link, ridge.weights, penalty, nats * size / (n * base), nats)
 
 
 NEARBY = 10.0
@@ -414,8 +427,20 @@ def _pooled(counts: Array, pull: float) -> Array:
 
 
 def _posterior(prior: Array, transition: Array, y: Labels) -> Array:
-    joint = prior * transition[:, y].T
-    return np.asarray(joint / joint.sum(axis=1, keepdims=True))
+    """P(z | x, y) (n, K) from P(z | x)."""
+    joint = transition.T[y]
+    joint *= prior
+    joint /= joint.sum(axis=1, keepdims=True)
+    return joint
+
+
+def _kinds(posterior: Array, y: Labels) -> Array:
+    """(n, 3) P(clean), P(mislabelled), P(OOD) from P(z | x, y); small ones are kept to full precision."""
+    rows = np.arange(len(y))
+    other = posterior[:, :-1].copy()
+    other[rows, y] = 0.0
+    proba = np.stack([posterior[rows, y], other.sum(axis=1), posterior[:, -1]], axis=1)
+    return np.asarray(proba / proba.sum(axis=1, keepdims=True))
 
 
 def _shift(proba: Array, mislabelled: float | None, ood: float | None) -> Array:
@@ -433,22 +458,31 @@ def _shift(proba: Array, mislabelled: float | None, ood: float | None) -> Array:
     return proba
 
 
-def _doubt(info: dict[str, Any]) -> str:
+def _doubt(nats: float, sureness: float, accuracy: float) -> str:
     """Why not to trust it, or nothing."""
-    if info["label_gain"] < 0.02:
+    if nats < 1.5:  # 0, give or take a few tenths, where the features say nothing
         return (
-            "the features hardly predict the given labels, so there is little to judge by; "
-            "use another encoder, or look at the pictures"
+            "the features say hardly more about the given labels than chance would on so few samples of so many "
+            "classes, so there is little to judge by; use more samples or another encoder, or look at the pictures"
         )
-    if info["expected_accuracy"] < 0.8:
+    if sureness < 0.7:
         return (
-            f"by its own account only {info['expected_accuracy']:.0%} of these judgements are right: "
+            f"the features leave open which class a sample is of (the likeliest has {sureness:.0%} on average), and "
+            "classes that look alike pass for wrong labels; use another encoder, or look at the pictures"
+        )
+    if accuracy < 0.8:
+        return (
+            f"by its own account only {accuracy:.0%} of these judgements are right: "
             "take it as an order in which to look, not as a decision"
         )
     return ""
 
 
-def _check(X: NDArray[Any], y: Labels, n_classes: int, mislabelled: float | None, ood: float | None) -> None:
+def _check(
+    X: NDArray[Any], y: Labels, n_classes: int, mislabelled: float | None = None, ood: float | None = None
+) -> None:
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise InputError(f"verdict: labels must be (N,) whole numbers, got {y.shape} {y.dtype}")
     if X.ndim != 2 or len(X) != len(y):
         raise InputError(f"verdict: features must be (N, D) with a row for each of {len(y)} labels, got {X.shape}")
     if len(y) < LEAST:
@@ -458,6 +492,9 @@ def _check(X: NDArray[Any], y: Labels, n_classes: int, mislabelled: float | None
     bad = np.flatnonzero((y < 0) | (y >= n_classes))
     if len(bad):
         raise InputError(f"verdict: row {bad[0]}: label {y[bad[0]]} is not one of the classes 0 to {n_classes - 1}")
+    bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+    if len(bad):
+        raise InputError(f"verdict: features: row {bad[0]} holds NaN or infinity ({len(bad)} rows do)")
     for name, rate in (("mislabelled", mislabelled), ("ood", ood)):
         if rate is not None and not 0 <= rate < 1:
             raise InputError(f"verdict: {name} must be a share from 0 to below 1, got {rate}")

@@ -200,7 +200,7 @@ def inspect(
             float(found.ranks[position]),
             bool(votes.flags[found.slug][position]),
             None if found.suggestions is None else classes[found.suggestions[position]],
-            _at(study.chance(found), position) if verdict is not None else None,
+            _at(study.chance(found, verdict), position) if verdict is not None else None,
         )
         for found in detections
     )

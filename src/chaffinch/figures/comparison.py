@@ -212,7 +212,7 @@ def reliability(curves: Mapping[str, tuple[Array, Array, NDArray[np.int64]]]) ->
         figure.add_scatter(
             x=promised, y=came, customdata=count, mode="lines+markers", name=KIND_WORDS[kind],
             line={"color": KIND_COLOURS[kind], "width": 2, "dash": DASHES[i]}, marker={"size": 7},
-            hovertemplate=f"{KIND_WORDS[kind]}: promised %{{x:.0%}}, came %{{y:.0%}} of %{{customdata:,}}<extra></extra>",
+            hovertemplate=f"{KIND_WORDS[kind]}: said %{{x:.0%}}, came %{{y:.0%}} of %{{customdata:,}}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title="probability the verdict gives", range=[-0.02, 1.02], tickformat=".0%", zeroline=False)
     figure.update_yaxes(title="share that is so", range=[-0.02, 1.02], tickformat=".0%", zeroline=False)

@@ -22,7 +22,7 @@ from ..thumbnails import picture_png
 from ..verdict import Verdict
 from . import cached
 from .gallery import Tile, gallery
-from .pickers import awaits_verdict
+from .pickers import awaits_verdict, has_verdict
 from .scatter import Colours, MapEvent, inside, scatter_map
 from .shell import begin, plain
 
@@ -137,7 +137,7 @@ _STRIP_STYLE = """<style>
 
 def map_controls(spec: Spec, study: Study) -> Spec:
     """Colour, layout and emphasis of the map."""
-    options = ["given", "votes", *(["verdict"] if study.features is not None else [])]
+    options = ["given", "votes", *(["verdict"] if has_verdict(study) else [])]
     options += [*(["kind"] if study.truth is not None else []), *(c.detector for c in spec.detectors)]
     names = {"given": "given label", "votes": "votes", "verdict": "verdict", "kind": "true kind"}
     names |= {slug: f"suspicion: {cls.card.name}" for slug, cls in registry.methods("detector").items()}
@@ -226,7 +226,7 @@ def gallery_panel(
     by_slug = {d.slug: d for d in detections}
     st.markdown("##### " + ("The selection" if within is not None else "The samples"))
     a, b = st.columns(2, vertical_alignment="bottom")
-    shows = [show for show in SHOWS if show not in KINDS or study.features is not None]
+    shows = [show for show in SHOWS if show not in KINDS or has_verdict(study)]
     first = spec.show if spec.show in shows else shows[0]
     show = a.selectbox("Show", shows, key=begin("show", first, shows), format_func=SHOWS.__getitem__)
     chosen = spec.label if spec.label in classes else ""
@@ -276,7 +276,7 @@ def gallery_panel(
             tone = KINDS[study.truth.kind[i]]
         elif verdict is not None and (spec.colour == "verdict" or show in KINDS):
             tone = KINDS[verdict.kinds[i]]
-            if show == "mislabelled":
+            if show == "mislabelled" and verdict.labels[i] != study.observed.labels[i]:
                 advice = f"→ {names[verdict.labels[i]]}"
         tiles.append(Tile(i, names[study.observed.labels[i]], advice or unseen(i), tone))
     return spec, gallery(tiles, cached.sheets(study), key="gallery", selected=focus)

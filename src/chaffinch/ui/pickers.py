@@ -105,6 +105,11 @@ def awaits_verdict(study: Study) -> bool:
     return study.features is not None and not refused and not study.knows_verdict()
 
 
+def has_verdict(study: Study) -> bool:
+    """Is there a verdict, now or soon? Not without features, nor where it was refused."""
+    return awaits_verdict(study) or study.knows_verdict()
+
+
 def detectors(spec: Spec, study: Study) -> Spec:
     """A switch for each detector, those that are on first, each with the cut it makes."""
     cuts = {c.detector: c for c in spec.detectors}
