@@ -11,9 +11,11 @@ import pytest
 from chaffinch import projection, registry
 from chaffinch.base.errors import InputError, MissingEvidence
 from chaffinch.base.files import sha256_file
-from chaffinch.data import NoisyDataset, Split, Truth
+from chaffinch.base.mixture import fit_mixture
+from chaffinch.data import CLEAN, OOD, NoisyDataset, Observed, Split, Truth
 from chaffinch.spec import Cut
 from chaffinch.study import Detection, Study, encoder_cards, run_detectors
+from chaffinch.workspace import Workspace
 
 SLUGS = ["confident-learning", "knn-distance", "knn-label", "lsa", "small-loss"]
 ALL = list(registry.methods("detector"))
@@ -36,6 +38,30 @@ def mark(dataset, step=6):
 @pytest.fixture
 def study(blobs, workspace):
     return Study(blobs, workspace=workspace)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A study of four blobs, 120 samples each, a fifth of them mislabelled, and of 120 from a fifth, foreign blob."""
+    rng = np.random.default_rng(5)
+    true = np.repeat([0, 1, 2, 3, -1], 120)
+    given = np.where(true < 0, rng.integers(0, 4, 600), true)
+    wrong = rng.permutation(480)[:96]
+    given[wrong] = (true[wrong] + rng.integers(1, 4, 96)) % 4
+    features = (2.4 * np.eye(5, 16)[true] + rng.normal(0, 0.7, (600, 16))).astype(np.float32)
+    order = rng.permutation(600)
+    given, true, features = given[order], true[order], features[order]
+    ids = np.array([f"s{i}" for i in range(600)])
+    observed = Observed(labels=given, classes=("ant", "bee", "cat", "dog"), ids=ids, features=features)
+    dataset = NoisyDataset("planted", observed, Truth.of(given, true))
+    return Study(dataset, workspace=Workspace(tmp_path_factory.mktemp("planted")))
+
+
+def few(dataset, n):
+    """The first so many samples."""
+    o, truth = dataset.observed, dataset.truth
+    observed = replace(o, labels=o.labels[:n], ids=o.ids[:n], features=o.features[:n])
+    return NoisyDataset("few", observed, Truth(truth.labels[:n], truth.kind[:n]))
 
 
 @pytest.fixture
@@ -86,8 +112,6 @@ class TestDetect:
         assert set(fits.values()) == {1}
 
     def test_recomputed_bits_are_the_same(self, blobs, tmp_path):
-        from chaffinch.workspace import Workspace
-
         study, again = (Study(mark(blobs), workspace=Workspace(tmp_path / name)) for name in ("one", "other"))
         for slug in ALL:
             np.testing.assert_array_equal(again.detect(slug).scores, study.detect(slug).scores)
@@ -148,8 +172,6 @@ class TestDetect:
 @pytest.mark.parametrize("slug", ALL)
 def test_scores_are_the_same_bits_without_the_truth(blobs, tmp_path, slug):
     """Same data, another truth or none: nothing that a method says may change, not even where it is stored."""
-    from chaffinch.workspace import Workspace
-
     n, blobs = len(blobs), mark(blobs)
     wrong = Truth(np.zeros(n, np.int64), np.ones(n, np.int8))
     studies = [
@@ -200,6 +222,236 @@ class TestCuts:
         assert one.ranks.tolist() == [0]
 
 
+class TestRules:
+    """Cuts without a number, where the truth is planted."""
+
+    @staticmethod
+    def f1(flags, wanted):
+        return 2 * np.sum(flags & wanted) / (np.sum(flags) + np.sum(wanted))
+
+    @pytest.mark.parametrize("slug", ["lsa", "mahalanobis", "small-loss", "confident-learning", "knn-label"])
+    def test_rate_comes_near_the_best_cut(self, planted, slug):
+        kind, found = planted.truth.kind, planted.detect(slug)
+        only_ood = registry.get("detector", slug).card.finds == {"ood"}
+        wanted = kind == OOD if only_ood else kind != CLEAN
+        best = max(self.f1(found.flags(Cut(slug, budget=share)), wanted) for share in np.arange(0.02, 0.98, 0.02))
+        flags = found.flags()
+        assert best > 0.75
+        assert self.f1(flags, wanted) > best - 0.03
+        kinds = planted.verdict().kinds
+        assert flags.sum() == np.sum(kinds == OOD if only_ood else kinds != CLEAN)
+        assert found.scores[flags].min() >= found.scores[~flags].max()
+
+    def test_own(self, planted):
+        found = planted.detect("lsa")
+        np.testing.assert_array_equal(found.flags(Cut("lsa", rule="own")), found.own)
+        assert (found.flags() != found.own).any()
+
+    def test_mixture(self, planted):
+        found = planted.detect("small-loss")
+        expected = fit_mixture(found.scores).monotone_posterior(found.scores) > 0.5
+        np.testing.assert_array_equal(found.flags(Cut("small-loss", rule="mixture")), expected)
+        assert self.f1(expected, planted.truth.kind != CLEAN) > 0.85
+
+    def test_mixture_of_two_groups_is_the_upper_one(self, planted):
+        upper = np.arange(600) % 4 == 0
+        scores = np.where(upper, 7.0, 2.0) + np.random.default_rng(0).normal(0, 0.3, 600)
+        two = replace(planted.detect("lsa"), scores=scores, own=np.zeros(600, bool))
+        np.testing.assert_array_equal(two.flags(Cut("lsa", rule="mixture")), upper)
+
+    def test_mixture_of_equal_scores(self, planted):
+        same = replace(planted.detect("lsa"), scores=np.ones(600))
+        with pytest.raises(InputError, match="all 600 losses are equal"):
+            same.flags(Cut("lsa", rule="mixture"))
+
+    @pytest.mark.parametrize("slug", ["small-loss", "knn-label", "confident-learning"])
+    def test_contradiction_flags_where_another_label_is_suggested(self, planted, slug):
+        found = planted.detect(slug)
+        flags = found.flags(Cut(slug, rule="contradiction"))
+        assert flags.tolist() == (found.suggestions != planted.observed.labels).tolist()
+        assert 0 < flags.sum() < 600
+
+    def test_contradiction_without_suggestions(self, planted):
+        with pytest.raises(InputError, match="it suggests no labels, so there is nothing to contradict"):
+            planted.detect("lsa").flags(Cut("lsa", rule="contradiction"))
+
+    def test_a_number_is_a_number_whatever_the_verdict_says(self, planted):
+        found = planted.detect("lsa")
+        assert found.flags(Cut("lsa", budget=0.05)).sum() == 30
+        middle = float(np.median(found.scores))
+        np.testing.assert_array_equal(found.flags(Cut("lsa", score=middle)), found.scores > middle)
+
+    def test_rate_without_features_is_the_own_rule(self, blobs, workspace):
+        p = np.random.default_rng(0).dirichlet(np.ones(3), 180)
+        found = Study(change(blobs, features=None, pred_probs=p), workspace=workspace).detect("small-loss")
+        assert found.noise_rate() is None
+        np.testing.assert_array_equal(found.flags(), found.own)
+        assert 0 < found.own.sum() < 180
+
+    @pytest.mark.parametrize("broken", ["few", "one class"])
+    def test_rate_without_a_verdict_is_the_own_rule(self, blobs, workspace, broken):
+        labels = np.zeros(180, np.int64)
+        dataset = few(blobs, 19) if broken == "few" else replace(change(blobs, labels=labels), truth=None)
+        study = Study(dataset, workspace=workspace)
+        for slug in ("knn-distance", "knn-label"):
+            found = study.detect(slug)
+            assert found.noise_rate() is None
+            np.testing.assert_array_equal(found.flags(), found.own)
+
+    def test_rate_of_a_clean_or_an_all_noisy_set(self, planted):
+        found = planted.detect("knn-label")
+        assert not replace(found, noise_rate=lambda: 0.0).flags().any()
+        with pytest.raises(InputError, match="flags all 600 samples"):
+            replace(found, noise_rate=lambda: 1.0).flags()
+
+
+class TestVerdict:
+    def test_finds_the_planted_noise(self, planted):
+        figures = planted.judged(planted.verdict())
+        assert set(figures) == {"macro_f1", "f1", "rates", "ceiling_macro_f1", "seconds"}
+        assert set(figures["f1"]) == {"clean", "mislabelled", "ood"}
+        assert figures["rates"] == pytest.approx({"mislabelled": 0.16, "ood": 0.2}, abs=0.04)
+        assert 0.9 < figures["macro_f1"] < figures["ceiling_macro_f1"] + 0.02
+        assert 0 < figures["seconds"] < 60
+        assert json.loads(json.dumps(figures)) == figures
+
+    def test_is_stored_and_read_back_to_the_bit(self, planted, monkeypatch):
+        from chaffinch import study as module
+
+        one = planted.verdict()
+        assert planted.verdict() is one
+        monkeypatch.setattr(module, "judge", None)  # whoever judges again fails
+        again = Study(planted.dataset, workspace=planted.workspace)
+        assert again.knows_verdict()
+        other = again.verdict()
+        for name in ("proba", "labels", "sureness", "transition", "kinds", "noise"):
+            assert getattr(other, name).dtype == getattr(one, name).dtype
+            assert getattr(other, name).tobytes() == getattr(one, name).tobytes()
+        assert (other.rates, other.info) == (one.rates, one.info)
+
+    def test_is_judged_the_same_again(self, planted, tmp_path):
+        again = Study(planted.dataset, workspace=Workspace(tmp_path)).verdict()
+        assert again.proba.tobytes() == planted.verdict().proba.tobytes()
+
+    def test_the_truth_is_not_looked_at(self, blobs, tmp_path):
+        studies = [
+            Study(replace(blobs, truth=truth), workspace=Workspace(tmp_path / str(i)))
+            for i, truth in enumerate((blobs.truth, None))
+        ]
+        one, other = (s.verdict() for s in studies)
+        assert one.proba.tobytes() == other.proba.tobytes()
+        assert studies[0].verdict_key() == studies[1].verdict_key()
+
+    def test_rates_that_are_told(self, study):
+        assert not study.knows_verdict()
+        told = study.verdict(mislabelled=0.2, ood=0.1)
+        assert told.rates == pytest.approx({"mislabelled": 0.2, "ood": 0.1}, abs=1e-4)
+        assert not study.knows_verdict(), "the one without told rates is another"
+        estimated = study.verdict()
+        assert study.knows_verdict()
+        assert estimated.rates != told.rates
+        assert study.verdict(mislabelled=0.2, ood=0.1) is told
+        assert len({study.verdict_key(*told) for told in ((), (0.2,), (None, 0.2), (0.2, 0.1))}) == 4
+
+    def test_seed_counts(self, study, blobs, workspace):
+        study.verdict()
+        assert not Study(blobs, workspace=workspace, seed=1).knows_verdict()
+
+    def test_progress(self, study):
+        told = []
+        study.verdict(report=lambda *what: told.append(what))
+        assert {what for what, _ in told} == {"judging"}
+        shares = [share for _, share in told]
+        assert shares == sorted(shares)
+        assert shares[-1] == 1
+        study.verdict(report=lambda *what: pytest.fail("what is known needs no progress"))
+
+    @pytest.mark.parametrize(
+        ("rates", "message"),
+        [
+            ({"mislabelled": -0.1}, "mislabelled must be a share from 0 to below 1, got -0.1"),
+            ({"ood": float("nan")}, "ood must be a share from 0 to below 1, got nan"),
+            ({"mislabelled": 0.6, "ood": 0.4}, "must leave something clean"),
+        ],
+    )
+    def test_bad_rates(self, study, rates, message):
+        with pytest.raises(InputError, match=message):
+            study.verdict(**rates)
+        assert not list(study.workspace.root.rglob("verdict-*"))
+
+    def test_where_there_is_none(self, blobs, workspace):
+        bare = change(blobs, features=None, pred_probs=np.full((180, 3), 1 / 3))
+        one = replace(change(blobs, labels=np.zeros(180, np.int64)), truth=None)
+        for dataset, message in (
+            (bare, "verdict needs features, which is not there; open pictures with an encoder"),
+            (few(blobs, 19), "19 samples are too few to judge; it needs at least 20"),
+            (one, "all samples carry the same label"),
+        ):
+            study = Study(dataset, workspace=workspace)
+            with pytest.raises(InputError, match=message):
+                study.verdict()
+            assert not study.knows_verdict()
+            assert study.noise_rate("lsa") is None
+
+    def test_twenty_samples_are_enough(self, blobs, workspace):
+        verdict = Study(few(blobs, 20), workspace=workspace).verdict()
+        assert verdict.proba.shape == (20, 3)
+        np.testing.assert_allclose(verdict.proba.sum(axis=1), 1)
+
+    def test_figures_without_truth(self, planted):
+        blind = Study(replace(planted.dataset, truth=None), workspace=planted.workspace)
+        assert set(blind.judged(blind.verdict())) == {"rates", "seconds"}
+
+    def test_no_ceiling_where_only_kinds_are_known(self, planted):
+        """The true label of the mislabelled is -1 then: they must not be taken for foreign."""
+        truth = planted.truth
+        kinds = Truth(np.where(truth.kind == CLEAN, truth.labels, -1), truth.kind)
+        study = Study(replace(planted.dataset, truth=kinds), workspace=planted.workspace)
+        figures, full = study.judged(study.verdict()), planted.judged(planted.verdict())
+        assert figures == {name: value for name, value in full.items() if name != "ceiling_macro_f1"}
+
+    def test_noise_rate_is_of_what_a_detector_looks_for(self, planted):
+        kinds = planted.verdict().kinds
+        assert planted.noise_rate("lsa") == np.mean(kinds == OOD)
+        assert planted.noise_rate("small-loss") == np.mean(kinds != CLEAN)
+
+
+def increasing(scores, wanted):
+    """The increasing function of the scores that is nearest to what is wanted, by pooling neighbours in loops."""
+    blocks = []  # mean, samples, scores
+    for score in sorted(set(scores)):
+        rows = scores == score
+        blocks.append([float(wanted[rows].mean()), int(rows.sum()), [score]])
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            mean, n, held = blocks.pop()
+            last = blocks[-1]
+            blocks[-1] = [(last[0] * last[1] + mean * n) / (last[1] + n), last[1] + n, last[2] + held]
+    return np.array([next(mean for mean, _, held in blocks if score in held) for score in scores])
+
+
+class TestChance:
+    @pytest.mark.parametrize("slug", ["lsa", "knn-label"])
+    def test_is_the_verdict_in_the_order_of_the_scores(self, study, slug):
+        found, proba = study.detect(slug), study.verdict().proba
+        wanted = proba[:, 2] if slug == "lsa" else 1 - proba[:, 0]
+        np.testing.assert_allclose(study.chance(found), increasing(found.scores, wanted), atol=1e-6)
+        assert study.chance(found).mean() == pytest.approx(wanted.mean())
+
+    def test_parameters_and_told_rates_count(self, study):
+        found, wide = study.detect("knn-label"), study.detect("knn-label", k=25)
+        first = study.chance(found)
+        assert study.chance(found) is first, "computed once"
+        assert (study.chance(wide) != first).any()
+        told = study.chance(found, study.verdict(mislabelled=0.3, ood=0.1))
+        assert told.mean() == pytest.approx(0.4, abs=1e-3)
+        assert study.chance(found) is first
+
+    def test_none_without_a_verdict(self, blobs, workspace):
+        p = np.random.default_rng(0).dirichlet(np.ones(3), 180)
+        bare = Study(change(blobs, features=None, pred_probs=p), workspace=workspace)
+        assert bare.chance(bare.detect("small-loss")) is None
+
+
 class TestFigures:
     def test_keys(self, study, blobs, workspace):
         blind = Study(replace(blobs, truth=None), workspace=workspace)
@@ -233,6 +485,28 @@ class TestTable:
         np.testing.assert_array_equal(table["lsa_flag"], detections[0].own)
         assert table["small-loss_flag"].sum() == 18
         assert set(table["small-loss_suggestion"]) <= set(o.classes)
+
+    def test_verdict(self, planted):
+        detections, verdict = [planted.detect("lsa"), planted.detect("small-loss")], planted.verdict()
+        table = planted.table(detections, {d.slug: d.flags() for d in detections}, verdict)
+        assert list(table) == [
+            "id", "label", "true_label", "kind", "verdict", "probable_label", "p_clean", "p_mislabelled", "p_ood",
+            "lsa_score", "lsa_chance", "lsa_flag",
+            "small-loss_score", "small-loss_chance", "small-loss_flag", "small-loss_suggestion",
+        ]  # fmt: skip
+        assert np.mean(table["verdict"] == table["kind"]) > 0.9
+        inside = planted.truth.labels >= 0
+        assert np.mean(table["probable_label"][inside] == table["true_label"][inside]) > 0.95
+        np.testing.assert_array_equal(table[["p_clean", "p_mislabelled", "p_ood"]], verdict.proba)
+        for found in detections:
+            np.testing.assert_array_equal(table[f"{found.slug}_chance"], planted.chance(found))
+            assert table[f"{found.slug}_flag"].sum() == round(found.noise_rate() * 600)
+
+    def test_told_rates_reach_every_column(self, planted):
+        told = planted.verdict(mislabelled=0.1, ood=0.3)
+        table = planted.table([planted.detect("lsa")], verdict=told)
+        assert table["p_ood"].mean() == pytest.approx(0.3, abs=1e-3)
+        assert table["lsa_chance"].mean() == pytest.approx(0.3, abs=1e-3)
 
     def test_without_truth(self, blobs, workspace):
         blind = Study(replace(blobs, truth=None), workspace=workspace)

@@ -13,7 +13,8 @@ from chaffinch.data import NoisyDataset
 from chaffinch.figures import palette
 from chaffinch.spec import Cut
 from chaffinch.study import Detection, Study
-from chaffinch.views import colouring, gallery_order, inspect, summary, suspicion, thin, vote
+from chaffinch.verdict import Verdict
+from chaffinch.views import Cost, colouring, cost, gallery_order, inspect, summary, suspicion, tally, thin, vote
 
 
 def toy(slug, scores, own=None, suggestions=None):
@@ -27,9 +28,22 @@ A = toy("a", [0.9, 0.8, 0.1, 0.0, 0.7])
 B = toy("b", [5, 1, 4, 0, 2], own=[1, 0, 1, 0, 0])
 
 
+def judged(proba):
+    """A verdict with these probabilities on samples of two classes, the first of them probable everywhere."""
+    proba, n = np.asarray(proba, float), len(proba)
+    rates = {"mislabelled": float(proba[:, 1].mean()), "ood": float(proba[:, 2].mean())}
+    return Verdict(proba, np.zeros(n, int), np.full(n, 0.75), np.full((3, 2), 0.5), rates)
+
+
 @pytest.fixture
 def study(blobs, workspace):
     return Study(blobs, workspace=workspace)
+
+
+@pytest.fixture
+def blind(study):
+    """The same without its truth."""
+    return Study(replace(study.dataset, truth=None), workspace=study.workspace)
 
 
 @pytest.fixture
@@ -69,6 +83,27 @@ class TestVote:
         assert "flags all 5 samples" in votes.problems["a"] or "between 0 and 1, got 3" in votes.problems["a"]
         np.testing.assert_array_equal(votes.flags["a"], A.own)
         np.testing.assert_array_equal(votes.count, vote(5, [A, B], []).count)
+
+    def test_a_contradiction_without_suggestions_is_reported(self):
+        votes = vote(5, [A], [Cut("a", rule="contradiction")])
+        assert votes.problems["a"].startswith("it suggests no labels, so there is nothing to contradict")
+        assert votes.problems["a"].endswith("; its own rule is used instead")
+        np.testing.assert_array_equal(votes.flags["a"], A.own)
+
+    def test_a_mixture_of_equal_scores_is_reported(self):
+        votes = vote(5, [toy("same", np.ones(5), own=np.ones(5))], [Cut("same", rule="mixture")])
+        assert votes.problems["same"].startswith("all 5 losses are equal")
+        assert votes.problems["same"].endswith("; nothing is flagged")
+        assert not votes.flagged.any()
+
+    def test_rules(self):
+        told = toy("t", [5, 4, 3, 0, 0, 0], own=[0, 0, 0, 0, 0, 1], suggestions=[0, 0, 1, 0, 2, 0])
+        told = replace(told, noise_rate=lambda: 1 / 3)
+        flags = {
+            rule: np.flatnonzero(vote(6, [told], [Cut("t", rule=rule)]).flags["t"]).tolist()
+            for rule in ("rate", "own", "mixture", "contradiction")
+        }
+        assert flags == {"rate": [0, 1], "own": [5], "mixture": [0, 1, 2], "contradiction": [2, 4]}
 
 
 def test_suspicion_is_the_mean_rank():
@@ -129,6 +164,23 @@ class TestGalleryOrder:
         assert self.order(study, [same], "suspicious")[1].tolist() == list(range(180))
         assert self.order(study, [same], "flagged")[1].tolist() == list(range(1, 180, 2))
 
+    @pytest.mark.parametrize(("show", "column"), [("mislabelled", 1), ("ood", 2)])
+    def test_what_the_verdict_takes_for_noise_the_surest_first(self, study, detections, show, column):
+        verdict = study.verdict()
+        votes = vote(180, detections, [])
+        order = gallery_order(study, detections, votes, show=show, label="", within=None, verdict=verdict)
+        assert set(order) == set(np.flatnonzero(verdict.kinds == column))
+        assert len(order)
+        assert (np.diff(verdict.proba[order, column]) <= 0).all()
+        ants = study.observed.labels == 0
+        some = gallery_order(study, detections, votes, show=show, label="ant", within=ants, verdict=verdict)
+        assert some.tolist() == [i for i in order if ants[i]]
+
+    def test_of_equally_sure_ones_the_first_comes_first(self, study):
+        even = judged(np.tile([0.1, 0.8, 0.1], (180, 1)))
+        order = gallery_order(study, [], vote(180, [], []), show="mislabelled", label="", within=None, verdict=even)
+        assert order.tolist() == list(range(180))
+
     def test_no_detector(self, study):
         assert self.order(study, [], "suspicious")[1].tolist() == list(range(180))
         assert self.order(study, [], "flagged")[1].tolist() == []
@@ -156,8 +208,15 @@ class TestColouring:
         assert c.names == KINDS
         assert c.colours == tuple(palette.KIND_COLOURS[kind] for kind in KINDS)
 
-    def test_kind_without_truth_is_given(self, study, detections):
-        blind = Study(replace(study.dataset, truth=None), workspace=study.workspace)
+    def test_verdict(self, study, detections):
+        verdict, votes = study.verdict(), vote(180, detections, [])
+        c = colouring(study, detections, votes, "verdict", verdict)
+        np.testing.assert_array_equal(c.values, verdict.kinds)
+        assert (c.names, c.title) == (KINDS, "Verdict")
+        assert c.colours == self.colours(study, detections, "kind").colours, "a kind has one colour everywhere"
+        assert colouring(study, detections, votes, "verdict", None).title == "Given label"
+
+    def test_kind_without_truth_is_given(self, blind, detections):
         assert self.colours(blind, detections, "kind").names == ("ant", "bee", "cat")
 
     def test_votes(self, study, detections):
@@ -203,6 +262,18 @@ class TestInspect:
             assert similarity == sorted(similarity, reverse=True)
             assert position not in [j for j, _, _ in found.neighbours]
 
+    def test_verdict(self, study, detections):
+        verdict, votes, o = study.verdict(), vote(180, detections, []), study.observed
+        for position in (0, 57, 179):
+            found = inspect(study, position, detections, votes, verdict)
+            assert found.chances == tuple(verdict.proba[position].tolist())
+            assert found.probable == (o.classes[verdict.labels[position]], verdict.sureness[position])
+            for reading, d in zip(found.readings, detections, strict=True):
+                assert reading.chance == study.chance(d)[position]
+        without = inspect(study, 0, detections, votes)
+        assert (without.chances, without.probable) == ((), None)
+        assert {reading.chance for reading in without.readings} == {None}
+
     def test_truth_of_each_kind(self, study):
         votes = vote(180, [], [])
         for code, kind in enumerate(KINDS):
@@ -246,10 +317,53 @@ class TestSummary:
         votes = vote(180, detections, [])
         assert summary(study, votes, within) == {**summary(study, votes, None), "selected": 7}
 
-    def test_without_truth_or_detectors(self, study, detections):
-        blind = Study(replace(study.dataset, truth=None), workspace=study.workspace)
+    def test_without_truth_or_detectors(self, study, blind, detections):
         assert set(summary(blind, vote(180, detections, []), None)) == {"samples", "flagged"}
         assert summary(study, vote(180, [], []), None) == {"samples": 180, "flagged": 0}
+
+
+class TestCost:
+    def flags(self, study, of_noise, of_clean):
+        noisy = study.truth.kind > 0
+        flags = np.zeros(180, bool)
+        flags[np.flatnonzero(noisy)[:of_noise]] = flags[np.flatnonzero(~noisy)[:of_clean]] = True
+        return flags
+
+    def test_against_the_truth(self, study):
+        study.verdict()
+        found = cost(study, self.flags(study, 20, 5))
+        assert found == Cost(25, 25 / 180, precision=pytest.approx(0.8), kept=pytest.approx(145 / 150), known=True)
+        assert cost(study, np.zeros(180, bool)) == Cost(0, 0.0, precision=None, kept=1.0, known=True)
+        assert cost(study, self.flags(study, 0, 150)) == Cost(150, 150 / 180, precision=0.0, kept=0.0, known=True)
+
+    def test_by_the_verdict_where_there_is_no_truth(self, study, blind):
+        flags = self.flags(study, 20, 5)
+        assert cost(blind, flags) == Cost(25, 25 / 180), "nothing is computed for it"
+        clean = blind.verdict().proba[:, 0]
+        found = cost(blind, flags)
+        assert (found.flagged, found.share, found.known) == (25, 25 / 180, False)
+        assert found.precision == pytest.approx(sum(1 - clean[flags]) / 25)
+        assert found.kept == pytest.approx(sum(clean[~flags]) / sum(clean))
+        assert found.precision == pytest.approx(cost(study, flags).precision, abs=0.4)
+
+    def test_without_truth_and_features(self, study, workspace):
+        p = np.random.default_rng(0).dirichlet(np.ones(3), 180)
+        bare = Study(NoisyDataset("bare", replace(study.observed, features=None, pred_probs=p)), workspace=workspace)
+        assert cost(bare, self.flags(study, 20, 5)) == Cost(25, 25 / 180)
+
+
+class TestTally:
+    verdict = judged([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7], [0.1, 0.1, 0.8]])
+
+    def test_counts_of_all_and_of_a_selection(self):
+        assert tally(self.verdict, None) == {"clean": 2, "mislabelled": 1, "ood": 2}
+        assert tally(self.verdict, np.array([0, 1, 0, 0, 1], bool)) == {"clean": 0, "mislabelled": 1, "ood": 1}
+        assert tally(self.verdict, np.zeros(5, bool)) == {"clean": 0, "mislabelled": 0, "ood": 0}
+
+    def test_agrees_with_the_study(self, study):
+        counts = tally(study.verdict(), None)
+        assert sum(counts.values()) == 180
+        assert counts["clean"] > counts["mislabelled"] > 0
 
 
 class TestThin:

@@ -90,7 +90,7 @@ class LinearSeparation(Detector):
             )
         self.flags_ = self.scores_ > 0
         self.info_["seed_agreement"] = float(np.mean(self.flags_ == seeds))
-        if "note" not in self.info_ and self.flags_.sum() > 1.25 * seeds.sum():  # a real foreign side flags fewer
+        if "note" not in self.info_ and self.flags_.sum() > 1.75 * seeds.sum():  # a real foreign side flags fewer
             self.info_["note"] = (
                 f"the plane flags {self.flags_.sum():,} samples where its seeds were {seeds.sum():,}: there may be no "
                 "foreign side to find, only wrong labels; look at the pictures before you trust it"
