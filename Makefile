@@ -30,6 +30,8 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/probe.py
+	$(BIN)/python benchmarks/datalab.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/app.py
 
 clean:

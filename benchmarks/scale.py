@@ -9,6 +9,7 @@ Synthetic features of 128 dimensions in 7 classes, 15 % of the labels wrong and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import sys
@@ -73,10 +74,8 @@ def resident(*, peak: bool) -> float:
 
 def measured(work: Callable[[], Any]) -> tuple[Any, float, float, float]:
     """Result and seconds of some work, the process's memory before it, and the most meanwhile (MB)."""
-    try:
+    with contextlib.suppress(OSError):  # not Linux
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    except OSError:
-        pass
     before, start = resident(peak=False), time.perf_counter()
     result = work()
     return result, time.perf_counter() - start, before, resident(peak=True)

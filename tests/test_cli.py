@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -246,6 +247,137 @@ class TestDetect:
         assert set(found["detectors"]) >= DETECTORS
 
 
+class TestRules:
+    """Cuts without a number."""
+
+    def flagged(self, document, name, *cuts):
+        rows = document("detect", name, *(part for cut in cuts for part in ("--detector", cut)))["detectors"]
+        return {slug: figures["flagged"] for slug, figures in rows.items()}
+
+    def test_each_rule(self, document, arrays_file, blobs, home):
+        from chaffinch.spec import RULES, Cut
+        from chaffinch.study import Study
+
+        study = Study(blobs)
+        for rule in RULES:
+            found = self.flagged(document, f"arrays:{arrays_file()}", f"small-loss@{rule}", f"knn-label@{rule}")
+            for slug, count in found.items():
+                assert count == study.detect(slug).flags(Cut(slug, rule=rule)).sum()
+
+    def test_the_default_flags_what_the_verdict_counts(self, document, arrays_file):
+        name = f"arrays:{arrays_file()}"
+        assert self.flagged(document, name, "knn-label") == self.flagged(document, name, "knn-label@rate")
+        assert self.flagged(document, name, "knn-label") != self.flagged(document, name, "knn-label@own")
+
+    def test_contradiction_without_suggestions(self, run, document, arrays_file):
+        name = f"arrays:{arrays_file()}"
+        code, out, err = run("detect", name, "--detector", "lsa@contradiction", "--json")
+        assert (code, out) == (2, "")
+        assert "chaffinch: lsa: it suggests no labels, so there is nothing to contradict" in err
+        found = document("detect", name, "--detector", "all", "--detector", "lsa@contradiction")
+        assert found["skipped"]["lsa"].startswith("it suggests no labels")
+        assert set(found["detectors"]) >= DETECTORS - {"lsa"}
+
+
+class TestVerdict:
+    KEYS = {"macro_f1", "f1", "rates", "ceiling_macro_f1", "seconds"}
+
+    def test_json(self, document, arrays_file, blobs):
+        name = f"arrays:{arrays_file()}"
+        found = document("detect", name, "--verdict")
+        assert list(found) == ["dataset", "n", "detectors", "skipped", "verdict"]
+        verdict = found["verdict"]
+        assert set(verdict) == self.KEYS
+        assert set(verdict["f1"]) == {"clean", "mislabelled", "ood"}
+        assert set(verdict["rates"]) == {"mislabelled", "ood"}
+        assert verdict["f1"]["mislabelled"] > 0.7
+        assert verdict["macro_f1"] == pytest.approx(np.mean(list(verdict["f1"].values())))
+        assert 0.9 < verdict["ceiling_macro_f1"] <= 1
+        assert document("detect", name, "--verdict") == found, "stored, to the second that it took"
+        assert "verdict" not in document("detect", name)
+
+    def test_without_truth(self, document, arrays_file):
+        found = document("detect", f"arrays:{arrays_file(truth=False)}", "--verdict")
+        assert set(found["verdict"]) == {"rates", "seconds"}
+
+    def test_where_only_kinds_are_known(self, run, document, arrays_file, blobs):
+        name = f"arrays:{arrays_file(truth=False, kind=blobs.truth.kind)}"
+        assert set(document("detect", name, "--verdict")["verdict"]) == self.KEYS - {"ceiling_macro_f1"}
+        assert "at best" not in run("detect", name, "--verdict")[1]
+
+    @pytest.mark.parametrize("truth", [True, False])
+    def test_rates_that_are_known(self, document, arrays_file, truth):
+        name = f"arrays:{arrays_file(truth=truth)}"
+        both = document("detect", name, "--mislabelled", "0.2", "--ood", "0.1")["verdict"]
+        assert both["rates"] == pytest.approx({"mislabelled": 0.2, "ood": 0.1}, abs=1e-4)
+        one = document("detect", name, "--ood", "0.3")["verdict"]
+        assert one["rates"]["ood"] == pytest.approx(0.3, abs=1e-4)
+        none = document("detect", name, "--verdict", "--ood", "0")["verdict"]
+        assert none["rates"]["ood"] == pytest.approx(0, abs=1e-4)
+        assert document("detect", name, "--verdict")["verdict"]["rates"] != one["rates"]
+
+    def test_for_people(self, run, arrays_file):
+        code, out, err = run("detect", f"arrays:{arrays_file()}", "--verdict")
+        assert code == 0
+        assert "judging 100.0%" in err
+        [counts, figures] = [line for line in out.splitlines() if line.startswith("verdict: ")][:2]
+        assert re.fullmatch(r"verdict: (\d+) clean, (\d+) mislabelled, (\d+) ood", counts)
+        assert sum(map(int, re.findall(r"\d+", counts))) == 180
+        assert re.fullmatch(r"verdict: macro-F1 0\.\d{3} \(at best 0\.\d{3}\)", figures)
+
+    def test_a_weak_verdict_says_so(self, run, arrays_file):
+        noise = np.random.default_rng(0).normal(size=(180, 12)).astype(np.float32)
+        out = run("detect", f"arrays:{arrays_file(features=noise)}", "--detector", "knn-label", "--verdict")[1]
+        assert re.search(r"^verdict: .* so there is little to judge by", out, re.MULTILINE)
+
+    def test_table(self, document, arrays_file, tmp_path):
+        out = tmp_path / "flags.parquet"
+        found = document("detect", f"arrays:{arrays_file()}", "--detector", "small-loss", "--verdict", "--out", out)
+        table = read_table(out)
+        assert list(table) == [
+            "id", "label", "true_label", "kind", "verdict", "probable_label", "p_clean", "p_mislabelled", "p_ood",
+            "small-loss_score", "small-loss_chance", "small-loss_flag", "small-loss_suggestion",
+        ]  # fmt: skip
+        assert table["small-loss_flag"].sum() == np.sum(table["verdict"] != "clean")
+        for kind, rate in found["verdict"]["rates"].items():
+            assert table[f"p_{kind}"].mean() == pytest.approx(rate)
+        np.testing.assert_allclose(table[["p_clean", "p_mislabelled", "p_ood"]].sum(axis=1), 1)
+        assert table["small-loss_chance"].between(0, 1).all()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--mislabelled", "1.5"], "verdict: mislabelled must be a share from 0 to below 1, got 1.5"),
+            (["--ood", "nan"], "verdict: ood must be a share from 0 to below 1, got nan"),
+            (["--mislabelled", "0.5", "--ood", "0.5"], "the two rates must leave something clean"),
+        ],
+    )
+    def test_bad_rates(self, run, arrays_file, options, message):
+        code, out, err = run("detect", f"arrays:{arrays_file()}", *options, "--json")
+        assert (code, out) == (2, "")
+        assert message in err
+
+    CANNOT = {
+        "few samples": (lambda f: f(rows=slice(0, 19)), "knn-label", "19 samples are too few to judge"),
+        "one class": (lambda f: f(labels=np.zeros(180, int)), "knn-distance", "all samples carry the same label"),
+        "no features": (
+            lambda f: f(features=None, pred_probs=np.random.default_rng(0).dirichlet(np.ones(3), 180)),
+            "small-loss", "verdict needs features, which is not there",
+        ),
+    }  # fmt: skip
+
+    @pytest.mark.parametrize("case", CANNOT)
+    def test_where_there_is_none_the_detectors_still_work(self, run, document, arrays_file, case):
+        make, slug, message = self.CANNOT[case]
+        name = f"arrays:{make(arrays_file)}"
+        by_default = document("detect", name, "--detector", slug)["detectors"][slug]
+        assert by_default == document("detect", name, "--detector", f"{slug}@own")["detectors"][slug]
+        assert document("detect", name, "--detector", f"{slug}@budget=0.1")["detectors"][slug]["flagged"] in (2, 18)
+        code, out, err = run("detect", name, "--detector", slug, "--verdict", "--json")
+        assert (code, out) == (2, "")
+        assert message in err
+
+
 def nan_features(arrays_file, blobs):
     features = blobs.observed.features.copy()
     features[41, 3] = np.nan
@@ -372,6 +504,16 @@ class TestEmbed:
         assert code == 0
         assert f"features and pca map are in {home} (trustworthiness 0." in out
         assert [p.name.partition("-")[0] for p in sorted((home / "results").iterdir())] == ["map", "verdict"]
+
+    def test_the_verdict_is_there_afterwards(self, run, arrays_file, blobs, workspace):
+        from chaffinch.study import Study
+
+        run("embed", f"arrays:{arrays_file()}", "--map", "pca")
+        assert Study(blobs, workspace=workspace).knows_verdict()
+
+    def test_without_a_verdict(self, run, arrays_file, home):
+        assert run("embed", f"arrays:{arrays_file(rows=slice(0, 19))}", "--map", "pca")[0] == 0
+        assert [p.name.partition("-")[0] for p in (home / "results").iterdir()] == ["map"]
 
     def test_few_samples(self, run, arrays_file):
         assert run("embed", f"arrays:{arrays_file(rows=slice(0, 40))}")[0] == 0

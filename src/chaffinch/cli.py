@@ -61,7 +61,7 @@ def _detect(args: argparse.Namespace) -> int:
     from . import registry
     from .card import KINDS
     from .exports import FORMATS, write_table
-    from .spec import Cut
+    from .spec import RULES, Cut
     from .study import Study, run_detectors
     from .workspace import Workspace
 
@@ -78,6 +78,9 @@ def _detect(args: argparse.Namespace) -> int:
         cuts = [named.get(slug, Cut(slug)) for slug in sorted({*registry.methods("detector"), *named})]
     study.embed(meter, device=args.device)
     done, skipped = run_detectors(study, cuts, skip=every, report=meter)
+    if any(c.rule == RULES[0] and c.budget is None and c.score is None for c in cuts):
+        with suppress(InputError):  # without a verdict these cuts are the methods' own rules
+            study.verdict(report=meter)
     chosen, flags = {c.detector: c for c in cuts}, {}
     for d in list(done):
         try:

@@ -146,7 +146,7 @@ def judge(
     }
     notes = [f"fitted on {most:,} of {n:,} samples and applied to all"] if n > most else []
     typical = float(inside.max(axis=1).sum() / max(inside.sum(), 1e-300))
-    if doubt := _doubt(model.nats, typical, info["expected_accuracy"]):
+    if doubt := _doubt(model, typical, info["expected_accuracy"]):
         info["weak"] = True
         notes.append(doubt)
     if notes:
@@ -400,7 +400,7 @@ def _count(p: Array, y: Labels, shares: Array) -> Array:
         rows = np.flatnonzero(surest == k)
         take = max(int(SURE * len(rows)), min(len(rows), FEW))
         if len(rows) < LEAST:
-            rows, take = np.arange(len(p)), LEAST
+            rows, take = np.arange(len(p)), max(len(rows), min(LEAST, len(p) // (2 * n_classes)))
         counts[k] = np.bincount(y[rows[np.argsort(-p[rows, k], kind="stable")[:take]]], minlength=n_classes)
     transition = _pooled(counts, PULL)
     # OOD may be labelled at random or as often as the classes are: a mix of both, so that it cannot become a class
@@ -458,9 +458,9 @@ def _shift(proba: Array, mislabelled: float | None, ood: float | None) -> Array:
     return proba
 
 
-def _doubt(nats: float, sureness: float, accuracy: float) -> str:
+def _doubt(model: _Model, sureness: float, accuracy: float) -> str:
     """Why not to trust it, or nothing."""
-    if nats < 1.5:  # 0, give or take a few tenths, where the features say nothing
+    if model.nats < 1.5 and model.gain < 0.5:  # both are 0, give or take, where the features say nothing
         return (
             "the features say hardly more about the given labels than chance would on so few samples of so many "
             "classes, so there is little to judge by; use more samples or another encoder, or look at the pictures"

@@ -92,6 +92,22 @@ def lasso(page: Any, points: list[tuple[float, float]]) -> None:
     page.mouse.up()
 
 
+def pick(page: Any, key: str, option: str) -> None:
+    """Choose from a menu."""
+    page.locator(f".st-key-{key} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+    settle(page)
+
+
+def switch(page: Any, name: str) -> None:
+    """Press a detector's switch; one that is off is in an expander, which is opened first."""
+    rest = page.locator("[data-testid=stExpander]").filter(has_text=name)
+    if rest.count() and rest.locator("details:not([open])").count():
+        rest.locator("summary").click()
+    page.get_by_text(name, exact=True).click()
+    settle(page)
+
+
 def picture(page: Any, name: str) -> Path:
     OUTPUT.mkdir(exist_ok=True)
     page.screenshot(path=OUTPUT / f"{name}.png")
@@ -104,6 +120,7 @@ def test_a_deep_link_on_a_fresh_server_opens_the_whole_app(visit: Any, server: s
     assert "colour=kind" in page.url
     assert page.locator(".chf-legend").inner_text().startswith("True kind")
     assert page.get_by_role("switch", name="Neighbour labels").is_checked()
+    page.get_by_text("Find foreign pictures").click()
     assert not page.get_by_role("switch", name="Linear separation (LSA)").is_checked()
 
 
@@ -128,10 +145,10 @@ def test_toggles_and_thresholds_keep_zoom_and_selection(visit: Any) -> None:
     page.wait_for_selector("text=selected")
     settle(page)
     near, before = camera(page), figures(page)
-    page.get_by_text("Neighbour labels", exact=True).click()
+    switch(page, "Neighbour labels")
     page.wait_for_selector(".st-key-cut-knn-label")
     settle(page)
-    page.locator(".st-key-rule-lsa").get_by_text("budget", exact=True).click()
+    pick(page, "rule-lsa", "a share of all")
     page.wait_for_selector(".st-key-budget-lsa")
     page.locator(".st-key-budget-lsa").get_by_role("slider").focus()
     for _ in range(6):
@@ -162,7 +179,57 @@ def test_selection_fills_the_gallery_and_can_be_downloaded(visit: Any, tmp_path:
     waiting.value.save_as(tmp_path / "selection.csv")
     table = pd.read_csv(tmp_path / "selection.csv")
     assert len(table) == selected
-    assert {"id", "label", "kind", "lsa_score", "lsa_flag", "small-loss_suggestion"} <= set(table.columns)
+    wanted = {"id", "label", "kind", "verdict", "probable_label", "p_clean", "p_mislabelled", "p_ood", "lsa_score"}
+    assert wanted | {"lsa_chance", "lsa_flag", "small-loss_suggestion"} <= set(table.columns)
+    counts = table["verdict"].value_counts()
+    shown = page.locator(".cf-verdict").inner_text().replace(",", "")
+    words = {"clean": "clean", "mislabelled": "wrong label", "ood": "foreign"}
+    assert all(f"{counts.get(kind, 0)} {word} (" in shown for kind, word in words.items())
+
+
+def test_the_verdict_colours_the_map_and_fills_the_gallery(visit: Any) -> None:
+    page = visit()
+    strip = page.locator(".cf-verdict").inner_text()
+    counts = {word: int(count.replace(",", "")) for count, word in re.findall(r"([\d,]+) ([a-z ]+) \(", strip)}
+    assert set(counts) == {"clean", "wrong label", "foreign"}
+    assert sum(counts.values()) == 12_000
+    assert min(counts.values()) > 300
+    assert "of these judgements are right" in strip
+
+    pick(page, "colour", "verdict")
+    page.wait_for_function("() => document.querySelector('.chf-legend').innerText.startsWith('Verdict')", timeout=WAIT)
+    pick(page, "show", "Verdict: wrong label")
+    page.wait_for_selector(f"text={counts['wrong label']:,} samples, 40 a page")
+    first = page.locator(".chf-tile").first
+    assert first.get_attribute("data-tone") == "mislabelled"
+    assert "→" in first.inner_text()
+    page.wait_for_timeout(800)
+    picture(page, "verdict-light")
+    pick(page, "show", "Verdict: foreign picture")
+    page.wait_for_selector(f"text={counts['foreign']:,} samples, 40 a page")
+    page.wait_for_selector(".chf-tile[data-tone=ood]")
+    assert page.locator(".chf-tile[data-tone=ood]").count() == 40
+    assert "colour=verdict" in page.url
+    assert "show=ood" in page.url
+
+
+def test_a_detector_leaves_its_expander_and_returns(visit: Any) -> None:
+    page = visit("/?detectors=lsa@own")
+    before = figures(page)
+    assert page.locator(".st-key-rule-lsa input").input_value() == "the method's own rule"
+    switch(page, "Neighbour distance")
+    page.wait_for_selector(".st-key-cut-knn-distance")
+    settle(page)
+    assert page.get_by_role("switch", name="Neighbour distance").is_checked()
+    assert not page.locator("[data-testid=stExpander]").filter(has_text="Neighbour distance").count()
+    assert "lsa%40own" in page.url or "lsa@own" in page.url
+    assert "knn-distance" in page.url
+    switch(page, "Neighbour distance")
+    page.wait_for_selector(".st-key-cut-knn-distance", state="detached")
+    settle(page)
+    assert figures(page) == before
+    assert page.locator("[data-testid=stExpander]").filter(has_text="Neighbour distance").count() == 1
+    assert "knn-distance" not in page.url
 
 
 def test_a_thumbnail_opens_the_inspector_and_a_neighbour_leads_on(visit: Any) -> None:
@@ -173,7 +240,9 @@ def test_a_thumbnail_opens_the_inspector_and_a_neighbour_leads_on(visit: Any) ->
     inspector = page.locator(".st-key-inspector")
     first = inspector.locator(".cf-facts").inner_text()
     assert "True kind" in first
-    assert inspector.locator(".cf-bar").count() == 2
+    assert inspector.locator(".cf-bar").count() == 3, "the verdict's and one a detector"
+    assert "if it is in a class" in inspector.locator(".cf-bar").first.inner_text()
+    assert "= chance" in inspector.locator(".cf-bar").last.inner_text()
     assert inspector.locator(".chf-tile").count() == 10
     assert page.locator(".chf-focus").is_visible()
     assert "sample=fw-" in page.url

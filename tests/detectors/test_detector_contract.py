@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
@@ -28,8 +27,8 @@ DETECTORS = registry.methods("detector")
 NOT_MADE_ALONE = {"history", "trusted"}
 """Pieces of evidence that no detector makes for itself."""
 
-UNSTEADY = {"sncf": "one is added where OPTICS finds a foreign cluster, a decision that rounding can tip"}
-"""slug -> why rounding may change scores by more than a little; the ranking must stay."""
+INEXACT = {"lsa": "its solver stops when it is near enough to the best plane"}
+"""slug -> why scores are the same to a hundredth only, where rounding differs."""
 
 LENGTH_MATTERS = {"vim": "logits grow with the length of a feature, and its score starts from them"}
 """slug -> why a method that looks at features is not about their directions only."""
@@ -73,10 +72,8 @@ def fitted(cls, evidence):
 def assert_same(model, other, order=slice(None)):
     """The same scores and flags to rounding; ``order`` are the rows where the other's samples went."""
     ours, theirs = model.scores_, other.scores_[order]
-    if model.card.slug in UNSTEADY:
-        assert spearmanr(ours, theirs).statistic > 0.9
-        return
-    np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.ptp(theirs))
+    tolerance = 1e-2 if model.card.slug in INEXACT else 1e-5
+    np.testing.assert_allclose(ours, theirs, atol=tolerance * np.ptp(theirs))
     assert (model.flags_ != other.flags_[order]).mean() < 0.01, "but for samples right at the cut"
 
 
@@ -87,7 +84,7 @@ def alone(cls):
 
 def test_there_are_detectors():
     assert {"lsa", "small-loss", "knn-label", "knn-distance", "confident-learning"} <= set(DETECTORS)
-    assert {*UNSTEADY, *LENGTH_MATTERS, *FLAGS_OTHERS} <= set(DETECTORS), "no excuse for a detector that is not there"
+    assert {*INEXACT, *LENGTH_MATTERS, *FLAGS_OTHERS} <= set(DETECTORS), "no excuse for a detector that is not there"
 
 
 def test_card(cls):
@@ -264,7 +261,6 @@ def permuted(arguments, order):
 def test_scores_follow_their_samples(cls, fitted, evidence, seed):
     order = np.random.default_rng(seed).permutation(len(fitted.scores_))
     moved = cls().fit(**permuted(evidence.gather(cls()), order))
-    np.testing.assert_allclose(moved.scores_, fitted.scores_[order], atol=1e-6 * np.ptp(fitted.scores_))
     assert_same(moved, fitted, order)
 
 

@@ -1,14 +1,20 @@
 """The Explore page through app.py, without a browser: what it shows, what switches do, how it fails."""
 
 import os
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from chaffinch.spec import Cut, Spec
+from chaffinch.study import Study
+from chaffinch.ui.scatter import MapEvent
+from chaffinch.views import tally
 
 APP = str(Path(__file__).parents[2] / "app.py")
 
@@ -31,8 +37,41 @@ def spec(arrays_file) -> Spec:
     return Spec(dataset=f"arrays:{arrays_file()}", encoder="features", map="pca")
 
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What the page last gave to the map and to the gallery; ``outline`` is the selection that the map answers."""
+    seen = SimpleNamespace(colours=None, tiles=[], outline=None)
+
+    def scatter_map(xy, colours, **options):
+        seen.colours = colours
+        return MapEvent(None, seen.outline)
+
+    def gallery(tiles, sheets, *, key, **options):
+        seen.tiles = tiles if key == "gallery" else seen.tiles
+
+    monkeypatch.setattr("chaffinch.ui.explore.scatter_map", scatter_map)
+    monkeypatch.setattr("chaffinch.ui.explore.gallery", gallery)
+    return seen
+
+
 def strip(app: AppTest) -> str:
     return next(h.proto.body for h in app.get("html") if "cf-strip" in h.proto.body)
+
+
+def judged(app: AppTest) -> dict[str, int]:
+    """The counts of the verdict's strip; empty where there is none."""
+    bodies = [h.proto.body for h in app.get("html") if "cf-verdict" in h.proto.body]
+    found = re.findall(r"<b>([\d,]+)</b> (clean|wrong label|foreign) \(", "".join(bodies))
+    return {word: int(count.replace(",", "")) for count, word in found}
+
+
+def groups(app: AppTest) -> dict[str, set[str]]:
+    """The switches in each of the sidebar's expanders."""
+    return {e.label: {t.key for t in e.toggle} for e in app.sidebar.expander if e.label.startswith("Find ")}
+
+
+def words(app: AppTest) -> str:
+    return " ".join(element.value for element in [*app.error, *app.warning]).replace("\\", "")
 
 
 def test_first_run_shows_figures_switches_and_samples(open_app, spec):
@@ -50,12 +89,179 @@ def test_first_run_shows_figures_switches_and_samples(open_app, spec):
 
 
 def test_switching_a_detector_changes_the_counts_and_the_link(open_app, spec):
-    app = open_app(spec)
+    app = open_app(replace(spec, detectors=(Cut("lsa", budget=0.05),)))
     before = strip(app)
-    app.toggle(key="on-knn-distance").set_value(True).run()
+    assert "<b>9</b><span>flagged</span>" in before
+    app.toggle(key="on-small-loss").set_value(True).run()
     assert not app.exception
     assert strip(app) != before
-    assert "knn-distance" in "".join(app.query_params["detectors"])
+    assert app.query_params["detectors"] == "lsa@budget=0.05,small-loss"
+
+
+def test_switches_that_are_on_come_first_and_the_rest_by_what_it_finds(open_app, spec):
+    app = open_app(replace(spec, detectors=(Cut("lsa"),)))
+    before = groups(app)
+    assert list(before) == ["Find wrong labels", "Find foreign pictures", "Find both"]
+    assert "on-knn-distance" in before["Find foreign pictures"]
+    assert "on-small-loss" in before["Find wrong labels"] | before["Find both"]
+    assert not any("on-lsa" in keys for keys in before.values())
+    assert app.sidebar.toggle[0].key == "on-lsa"
+
+    app.toggle(key="on-knn-distance").set_value(True).run()
+    assert not app.exception
+    assert [t.key for t in app.sidebar.toggle][:2] == ["on-knn-distance", "on-lsa"]
+    assert groups(app) == {name: keys - {"on-knn-distance"} for name, keys in before.items()}
+    assert app.selectbox(key="rule-knn-distance").value == "rate"
+    assert app.query_params["detectors"] == "knn-distance,lsa"
+
+    app.toggle(key="on-knn-distance").set_value(False).run()
+    assert not app.exception
+    assert groups(app) == before
+    assert app.query_params["detectors"] == "lsa"
+    assert "rule-knn-distance" not in {s.key for s in app.selectbox}
+
+
+def test_the_last_detector_may_be_switched_off(open_app, spec):
+    app = open_app(replace(spec, detectors=(Cut("lsa"),)))
+    app.toggle(key="on-lsa").set_value(False).run()
+    assert not app.exception
+    assert "<b>0</b><span>flagged</span>" in strip(app)
+    assert app.query_params["detectors"] == ""
+    assert sum(map(len, groups(app).values())) == len(app.sidebar.toggle)
+
+
+@pytest.mark.parametrize("rule", ["own", "mixture", "contradiction"])
+def test_a_cut_is_changed_by_its_menu(open_app, spec, rule):
+    app = open_app(replace(spec, detectors=(Cut("small-loss"),)))
+    assert app.selectbox(key="rule-small-loss").value == "rate"
+    app.selectbox(key="rule-small-loss").set_value(rule).run()
+    assert not app.exception
+    count = int(Study(spec.dataset).detect("small-loss").flags(Cut("small-loss", rule=rule)).sum())
+    assert f"<b>{count}</b><span>flagged</span>" in strip(app)
+    assert app.query_params["detectors"] == f"small-loss@{rule}"
+    assert any(c.value.startswith(f"flags {count} (") and "of them noisy" in c.value for c in app.sidebar.caption)
+
+
+def test_a_menu_offers_budget_and_score(open_app, spec):
+    app = open_app(replace(spec, detectors=(Cut("lsa"),)))
+    app.selectbox(key="rule-lsa").set_value("budget").run()
+    own = float(Study(spec.dataset).detect("lsa").own.mean())
+    assert app.slider(key="budget-lsa").value == pytest.approx(100 * own, abs=0.05)
+    assert app.query_params["detectors"].startswith("lsa@budget=")
+    app.selectbox(key="rule-lsa").set_value("score").run()
+    assert not app.exception
+    assert app.query_params["detectors"].startswith("lsa@score=")
+    app.selectbox(key="rule-lsa").set_value("rate").run()
+    assert app.query_params["detectors"] == "lsa"
+
+
+def test_contradiction_is_for_detectors_that_suggest_labels(open_app, spec):
+    app = open_app(spec)
+    assert "where it would relabel" in app.selectbox(key="rule-small-loss").options
+    assert "where it would relabel" not in app.selectbox(key="rule-lsa").options
+    app = open_app(replace(spec, detectors=(Cut("lsa", rule="contradiction"),)))
+    assert app.selectbox(key="rule-lsa").value == "rate"
+    assert app.query_params["detectors"] == "lsa"
+
+
+def test_a_link_with_a_rule_is_read_and_written(spec):
+    app = AppTest.from_file(APP, default_timeout=120)
+    app.query_params.update(spec.to_query() | {"detectors": "lsa@own,small-loss@mixture"})
+    app.run()
+    assert not app.exception
+    assert app.selectbox(key="rule-lsa").value == "own"
+    assert app.selectbox(key="rule-small-loss").value == "mixture"
+    assert app.query_params["detectors"] == "lsa@own,small-loss@mixture"
+    own = int(Study(spec.dataset).detect("lsa").own.sum())
+    assert any(c.value.startswith(f"flags {own} (") for c in app.sidebar.caption)
+
+
+def test_the_verdict_is_counted_above_the_map(open_app, spec, drawn):
+    app = open_app(spec)
+    counts = tally(Study(spec.dataset).verdict(), None)
+    assert judged(app) == dict(zip(("clean", "wrong label", "foreign"), counts.values(), strict=True))
+    assert not app.warning
+
+    drawn.outline = np.array([[-1e3, -1e3], [0, -1e3], [0, 1e3], [-1e3, 1e3]])  # the left half
+    app.run()
+    selected = int(re.search(r"<b>(\d+)</b><span>selected", strip(app)).group(1))
+    assert 0 < selected < 180
+    assert sum(judged(app).values()) == selected
+
+
+def test_the_map_is_coloured_by_the_verdict(open_app, spec, drawn):
+    app = open_app(spec)
+    app.selectbox(key="colour").set_value("verdict").run()
+    assert not app.exception
+    verdict = Study(spec.dataset).verdict()
+    assert (drawn.colours.title, drawn.colours.names) == ("Verdict", ("clean", "mislabelled", "ood"))
+    np.testing.assert_array_equal(drawn.colours.values, verdict.kinds)
+    assert app.query_params["colour"] == "verdict"
+    tones = {t.index: t.tone for t in drawn.tiles}
+    assert all(tones[i] == drawn.colours.names[verdict.kinds[i]] for i in tones)
+
+
+@pytest.mark.parametrize(("show", "code"), [("mislabelled", 1), ("ood", 2)])
+def test_the_gallery_lists_what_the_verdict_says(open_app, spec, drawn, show, code):
+    app = open_app(spec)
+    app.selectbox(key="show").set_value(show).run()
+    assert not app.exception
+    assert app.query_params["show"] == show
+    study = Study(spec.dataset)
+    verdict, given = study.verdict(), study.observed.labels
+    there = np.flatnonzero(verdict.kinds == code)
+    assert any(c.value.startswith(f"{len(there)} samples") for c in app.caption)
+    assert {t.index for t in drawn.tiles} == set(there)
+    assert {t.tone for t in drawn.tiles} == {show}
+    sure = [verdict.proba[t.index, code] for t in drawn.tiles]
+    assert sure == sorted(sure, reverse=True)
+    names = study.observed.classes
+    if show == "mislabelled":
+        for tile in drawn.tiles:
+            if verdict.labels[tile.index] != given[tile.index]:
+                assert tile.subtitle == f"→ {names[verdict.labels[tile.index]]}"
+            else:
+                assert tile.subtitle != f"→ {names[given[tile.index]]}", "no advice to keep it"
+
+
+def test_without_truth_costs_are_the_verdicts(open_app, arrays_file):
+    app = open_app(Spec(dataset=f"arrays:{arrays_file(truth=False)}", encoder="features", map="pca"))
+    costs = [c.value for c in app.sidebar.caption if c.value.startswith("flags ")]
+    assert len(costs) == 2
+    assert all(
+        re.fullmatch(r"flags \d+ \(.*%\): by the verdict, about \d+% of them noisy, .*% of the clean ones stay", cost)
+        for cost in costs
+    )
+
+
+def test_a_weak_verdict_warns(open_app, arrays_file):
+    noise = np.random.default_rng(0).normal(size=(180, 12)).astype(np.float32)
+    app = open_app(Spec(dataset=f"arrays:{arrays_file(features=noise)}", encoder="features", map="pca"))
+    assert "little to judge by" in words(app)
+    assert sum(judged(app).values()) == 180
+
+
+@pytest.mark.parametrize("case", ["few samples", "one class"])
+def test_without_a_verdict_the_detectors_still_work(open_app, arrays_file, drawn, case):
+    few = case == "few samples"
+    path = arrays_file(rows=slice(0, 19)) if few else arrays_file(labels=np.zeros(180, np.int64), true_labels=None)
+    slugs = ("knn-label", "knn-distance")
+    app = open_app(
+        Spec(dataset=f"arrays:{path}", encoder="features", map="pca", detectors=tuple(map(Cut, slugs)),
+             colour="verdict", show="mislabelled")
+    )  # fmt: skip
+    assert ("19 samples are too few to judge" if few else "all samples carry the same label") in words(app)
+    assert judged(app) == {}
+    study = Study(f"arrays:{path}")
+    flagged = np.logical_or(*(study.detect(slug).own for slug in slugs)).sum()
+    assert f"<b>{flagged}</b><span>flagged</span>" in strip(app)
+    assert "verdict" not in app.selectbox(key="colour").options
+    assert not [option for option in app.selectbox(key="show").options if option.startswith("Verdict")]
+    assert drawn.colours.title == "Given label"
+    assert "show" not in app.query_params, "the default list"
+    app.selectbox(key="rule-knn-distance").set_value("budget").run()
+    assert not app.exception
+    assert not app.error
 
 
 def test_a_budget_flags_that_share(open_app, spec):
@@ -76,7 +282,11 @@ def test_a_sample_of_the_link_is_inspected(open_app, spec):
     app = open_app(Spec(dataset=spec.dataset, encoder="features", map="pca", sample="b007"))
     bodies = " ".join(h.proto.body for h in app.get("html"))
     assert "<b>b007</b>" in bodies
-    assert bodies.count('class="cf-bar"') == 2
+    assert bodies.count('class="cf-bar"') == 3, "the verdict's and one a detector"
+    chances = Study(spec.dataset).verdict().proba[7]
+    assert "clean {:.0%} · wrong label {:.0%} · foreign {:.0%}".format(*chances) in bodies
+    assert "<span>if it is in a class: " in bodies
+    assert len(re.findall(r" = chance \d+%</span>", bodies)) == 2
     app.button(key="close-inspector").click().run()
     assert "<b>b007</b>" not in " ".join(h.proto.body for h in app.get("html"))
 
@@ -128,15 +338,21 @@ def test_probabilities_alone_are_enough_for_some_detectors(open_app, arrays_file
     app = open_app(Spec(dataset=f"arrays:{path}", detectors=(Cut("small-loss"), Cut("lsa"))))
     assert "there is no map" in app.info[0].value
     assert "lsa needs features" in " ".join(w.value for w in app.warning)
+    assert "verdict" not in words(app), "nobody asked for it"
     assert "<b>180</b><span>samples</span>" in strip(app)
+    assert judged(app) == {}
+    assert "verdict" not in app.selectbox(key="colour").options
+    assert not [option for option in app.selectbox(key="show").options if option.startswith("Verdict")]
+    own = int(Study(f"arrays:{path}").detect("small-loss").own.sum())
+    assert f"<b>{own}</b><span>flagged</span>" in strip(app)
 
 
 def test_a_detector_switched_on_again_shows_its_cut_at_once(open_app, spec):
     app = open_app(spec)
     app.toggle(key="on-lsa").set_value(False).run()
-    assert "rule-lsa" not in {g.key for g in app.button_group}
+    assert "rule-lsa" not in {s.key for s in app.selectbox}
     app.toggle(key="on-lsa").set_value(True).run()
-    assert "rule-lsa" in {g.key for g in app.button_group}
+    assert "rule-lsa" in {s.key for s in app.selectbox}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +429,6 @@ def test_a_job_is_shared_by_tabs_and_can_be_stopped(open_app, arrays_file, works
 
 def test_the_first_screen_waits_for_no_sprite_sheet(arrays_file, monkeypatch):
     from chaffinch import thumbnails
-    from chaffinch.study import Study
     from chaffinch.ui import cached
 
     monkeypatch.setattr(thumbnails, "_write_sheet", lambda *_: pytest.fail("a sheet was made in the page's thread"))

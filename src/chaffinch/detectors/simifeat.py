@@ -51,7 +51,7 @@ class SimiFeat(Detector):
         summary="Neighbours vote for their labels, near ones with more weight; how often labels of neighbours differ "
         "tells how many labels of each class are wrong.",
         fails_when="Neighbours are wrong in the same way, or classes overlap so that neighbours often belong to "
-        "different ones: the estimate then takes borders for noise. On clean data it still flags 5 %, with overlap more.",
+        "different ones: the estimate then takes borders for noise. It flags 5 % of clean data, with overlap more.",
         finds={"mislabelled"},
     )
     uses_features = False
