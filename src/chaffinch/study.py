@@ -5,6 +5,7 @@ The app, the command line and notebooks all work through it.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -231,16 +232,17 @@ class Study:
 
     def _trusted(self) -> Callable[[], Trusted] | None:
         """Where the features of trusted samples come from: marked rows, or the test samples set aside."""
-        rows, aside = self.observed.trusted, self.dataset.trusted
+        rows = self.observed.trusted
         if rows is not None and rows.any():
             place = np.flatnonzero(rows)
             features = self.features
             if features is None:
                 return None
             return lambda: Trusted(features[place], self.observed.labels[place], place)
-        if self.dataset.test is None or not len(aside) or self.encoder == OWN_FEATURES:
+        aside = self._aside()
+        if aside is None or self.encoder == OWN_FEATURES:
             return None
-        images, labels = self.dataset.test.images[aside], self.dataset.test.labels[aside]
+        images, labels = aside
 
         def embed() -> Trusted:
             key = digest(self._encoder()[1]["sha256"], images, VERSIONS["features"])
@@ -248,6 +250,11 @@ class Study:
             return Trusted(features, labels, np.full(len(labels), -1))
 
         return embed
+
+    def _aside(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+        """Pictures and labels of the test samples that are set aside as trusted."""
+        test, places = self.dataset.test, self.dataset.trusted
+        return None if test is None or not len(places) else (test.images[places], test.labels[places])
 
     def detect(self, slug: str, **parameters: Any) -> Detection:
         """Run one detector, or take its stored result.
@@ -417,7 +424,13 @@ class Study:
             raise InputError(f"{slug}: {error}; it has {', '.join(cls().get_params())}") from error
 
     def _detection_key(self, detector: Any) -> str:
-        return digest(self.key, self.seed, detector.card.slug, detector.get_params(), VERSIONS["detect"])
+        parts: list[Any] = [self.seed, detector.card.slug, detector.get_params(), VERSIONS["detect"]]
+        if "trusted" in detector.needs() and (aside := self._aside()):  # not part of what is observed
+            parts += aside
+        package = type(detector).__module__.partition(".")[0]
+        if package != __package__:  # another package's detector changes with that package
+            parts.append(getattr(sys.modules.get(package), "__version__", ""))
+        return digest(self.key, *parts)
 
     def map_key(self, kind: str) -> str:
         """The key under which a map is stored."""

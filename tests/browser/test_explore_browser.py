@@ -243,6 +243,10 @@ def test_a_thumbnail_opens_the_inspector_and_a_neighbour_leads_on(visit: Any) ->
     assert inspector.locator(".cf-bar").count() == 3, "the verdict's and one a detector"
     assert "if it is in a class" in inspector.locator(".cf-bar").first.inner_text()
     assert "= chance" in inspector.locator(".cf-bar").last.inner_text()
+    track = inspector.locator(".cf-track").first
+    parts = [part.bounding_box() for part in track.locator("i").all()]
+    assert len({round(part["y"]) for part in parts}) == 1, "side by side"
+    assert sum(part["width"] for part in parts) == pytest.approx(track.bounding_box()["width"], abs=2)
     assert inspector.locator(".chf-tile").count() == 10
     assert page.locator(".chf-focus").is_visible()
     assert "sample=fw-" in page.url

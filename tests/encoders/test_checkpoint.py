@@ -203,6 +203,9 @@ def test_the_shipped_card_says_what_is_measured(workspace):
         measured = study.figures(found, found.flags())
         for name, value in card["metrics"]["detectors"][slug].items():
             assert measured[name] == pytest.approx(value, abs=0.003), (slug, name)
+    promised = card["metrics"]["verdict"]
+    assert study.judged(study.verdict())["f1"] == pytest.approx(promised["f1"], abs=0.003)
+    assert promised["macro_f1"] >= max(0.88, 0.95 * promised["ceiling_macro_f1"])
     assert card["metrics"]["detectors"]["lsa"]["auroc_ood"] >= 0.975
     assert card["metrics"]["detectors"]["lsa"]["auroc_ood_vs_mislabelled"] >= 0.97
     assert card["metrics"]["detectors"]["small-loss"]["auroc_mislabelled"] >= 0.96

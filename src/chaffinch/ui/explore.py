@@ -337,7 +337,7 @@ def _chances(seen: views.Inspection) -> str:
     return (
         '<div class="cf-bar"><div><b>verdict</b>'
         f"<span>if it is in a class: {escape(label)} ({sureness:.0%})</span></div>"
-        f'<div class="cf-track" style="display:flex">{bar}</div><div><span>{told}</span></div></div>'
+        f'<div class="cf-track">{bar}</div><div><span>{told}</span></div></div>'
     )
 
 
@@ -359,6 +359,6 @@ def _bars(seen: views.Inspection) -> str:
         "<style>.cf-bar{font-size:.82rem;margin-bottom:.7rem}.cf-bar>div{display:flex;flex-wrap:wrap;"
         "justify-content:space-between;gap:0 .6rem}.cf-bar span{opacity:.75}.cf-track{height:.55rem;margin:.15rem 0;"
         "background:color-mix(in srgb,currentColor 12%,transparent);border-radius:3px;overflow:hidden}"
-        ".cf-track i{display:block;height:100%}</style>"
+        ".cf-bar>.cf-track{flex-wrap:nowrap;justify-content:start;gap:0}.cf-track i{display:block;height:100%}</style>"
         + ("".join(rows) or "<p>Switch a detector on to see its scores.</p>")
     )
