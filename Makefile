@@ -21,7 +21,7 @@ run: $(READY)
 	$(BIN)/chaffinch app --port 8501
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

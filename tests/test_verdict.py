@@ -42,6 +42,12 @@ def digits(flips, ood, n=1500, seed=0, sizes=None, **how):
     return planted(X[rows], np.where(digit[rows] < 7, digit[rows], -1), 7, flips, rng, **how)
 
 
+def blurred(d, spread):
+    """The same under Gaussian noise; a pixel of a digit is 0 to 16."""
+    d.X += np.random.default_rng(9).normal(0, spread, d.X.shape).astype(np.float32)
+    return d
+
+
 def blobs(flips, ood, n=600, classes=4, spread=0.8, seed=0):
     """Caps around the axes of a sphere; OOD is scattered over as many axes more."""
     rng = np.random.default_rng(seed)
@@ -54,12 +60,12 @@ def blobs(flips, ood, n=600, classes=4, spread=0.8, seed=0):
 CASES = {
     "flips 20 %": lambda: digits(0.2, 0.2),
     "flips 40 %": lambda: digits(0.4, 0.15),
-    "flips 60 %": lambda: blobs(0.6, 0.15, n=2000),
+    "flips 60 %": lambda: digits(0.6, 0.25),
     "asymmetric": lambda: digits(0.35, 0.15, next_class=True),
     "flips only": lambda: digits(0.4, 0.0, n=1200),
     "OOD only": lambda: digits(0.0, 0.3),
     "long tail": lambda: digits(0.2, 0.12, n=1700, sizes=(170, 150, 130, 90, 70, 50, 40), follow=True),
-    "weak features": lambda: blobs(0.2, 0.15, n=2000, spread=1.8),
+    "weak features": lambda: blurred(digits(0.2, 0.15), 5),
     "blobs": lambda: blobs(0.2, 0.2),
     "clean": lambda: digits(0.0, 0.0, n=1200),
 }
@@ -90,15 +96,15 @@ def macro_f1(proba, kind):
 @pytest.mark.parametrize(
     ("case", "floor"),
     [
-        ("flips 20 %", 0.93),
-        ("flips 40 %", 0.93),
-        ("flips 60 %", 0.85),
+        ("flips 20 %", 0.94),
+        ("flips 40 %", 0.9),
+        ("flips 60 %", 0.78),
         ("asymmetric", 0.94),
-        ("flips only", 0.95),
-        ("OOD only", 0.95),
+        ("flips only", 0.96),
+        ("OOD only", 0.96),
         ("long tail", 0.90),
-        ("weak features", 0.75),
-        ("blobs", 0.92),
+        ("weak features", 0.82),
+        ("blobs", 0.93),
     ],
 )
 def test_right_and_ahead_of_a_probe_that_disagrees_with_the_label(case, floor):
@@ -115,9 +121,8 @@ def test_right_and_ahead_of_a_probe_that_disagrees_with_the_label(case, floor):
 @pytest.mark.parametrize("case", list(CASES))
 def test_rates_are_near_the_truth(case):
     d, v = data(case), judged(case)
-    near = 0.09 if case == "weak features" else 0.04
-    assert v.rates["mislabelled"] == pytest.approx((d.kind == MISLABELLED).mean(), abs=near)
-    assert v.rates["ood"] == pytest.approx((d.kind == OOD).mean(), abs=near)
+    assert v.rates["mislabelled"] == pytest.approx((d.kind == MISLABELLED).mean(), abs=0.04)
+    assert v.rates["ood"] == pytest.approx((d.kind == OOD).mean(), abs=0.05)
     assert v.rates["mislabelled"] == pytest.approx(v.proba[:, MISLABELLED].mean())
     assert v.rates["ood"] == pytest.approx(v.proba[:, OOD].mean())
 
@@ -132,7 +137,7 @@ def test_probabilities_are_probabilities_and_can_be_taken_at_their_word(case):
     np.testing.assert_allclose(v.noise, v.proba[:, MISLABELLED] + v.proba[:, OOD])
     np.testing.assert_array_equal(v.kinds, v.proba.argmax(axis=1))
     assert calibration_error(*claims(v.proba, d.kind)) < 0.06
-    assert max(calibration_error(*claims(v.proba, d.kind, name)) for name in KINDS) < 0.1
+    assert max(calibration_error(*claims(v.proba, d.kind, name)) for name in KINDS) < 0.08
     assert v.info["expected_accuracy"] == pytest.approx((v.kinds == d.kind).mean(), abs=0.06)
 
 
@@ -140,7 +145,7 @@ def test_probabilities_are_probabilities_and_can_be_taken_at_their_word(case):
 def test_the_probable_label_is_the_true_one_of_most_mislabelled_samples(case):
     d, v = data(case), judged(case)
     wrong = d.kind == MISLABELLED
-    assert (v.labels == d.true)[wrong].mean() > (0.7 if case == "weak features" else 0.85)
+    assert (v.labels == d.true)[wrong].mean() > (0.8 if case == "weak features" else 0.87)
     assert 1 / d.classes - 1e-9 <= v.sureness.min()
     assert v.sureness.max() <= 1 + 1e-9
     inside = d.kind != OOD
@@ -205,13 +210,13 @@ def test_told_that_there_is_none():
     assert (nothing.proba == [1, 0, 0]).all()
 
 
-def test_told_the_truth_is_no_worse():
-    d = data("weak features")
-    rates = {"mislabelled": float((d.kind == MISLABELLED).mean()), "ood": float((d.kind == OOD).mean())}
-    told = judge(d.X, d.y, d.classes, **rates)
-    assert macro_f1(told.proba, d.kind) > macro_f1(judged("weak features").proba, d.kind)
-    error = [calibration_error(*claims(v.proba, d.kind, "ood")) for v in (told, judged("weak features"))]
+def test_told_the_truth_is_more_honest():
+    """Wide blobs reach into OOD, so that its share is overestimated; knowing it mends that."""
+    d = blobs(0.2, 0.15, n=1500, spread=1.8)
+    guessed, told = judge(d.X, d.y, d.classes), judge(d.X, d.y, d.classes, ood=float((d.kind == OOD).mean()))
+    error = [calibration_error(*claims(v.proba, d.kind, "ood")) for v in (told, guessed)]
     assert error[0] < error[1]
+    assert macro_f1(told.proba, d.kind) > macro_f1(guessed.proba, d.kind) - 0.03
 
 
 def test_a_told_rate_picks_the_most_suspicious():
@@ -275,9 +280,9 @@ def test_a_given_label_is_no_evidence_for_itself():
         y[i] = (y[i] + 1) % d.classes
         after = verdict._learn(ridge, y, d.classes, 5, lambda share: None)
         moved.append(np.abs(after.prior - before.prior).max())
-        own.append(np.log(after.prior[i, y[i]] / before.prior[i, y[i]]))
-    assert np.abs(own).max() < 0.1  # in log probability, of the label that it was changed to
-    assert max(moved) > 1e-4, "others do hear of it"
+        own.append(np.abs(after.prior[i] - before.prior[i]).max())
+    assert max(own) < 0.003
+    assert max(moved) > 0.003, "others do hear of it"
 
 
 def test_labels_of_a_fold_do_not_enter_its_regression():
@@ -318,16 +323,15 @@ def test_features_that_say_nothing_are_named(n, classes):
 
 
 def test_features_that_cannot_tell_the_classes_apart_are_named():
-    """What looks like many wrong labels are two pairs of classes in one place."""
-    d = blobs(0.1, 0.0, n=1500)
-    rng = np.random.default_rng(0)
-    X = d.X + rng.normal(size=d.X.shape) * 4
-    v = judge(X, d.y, d.classes)
-    assert v.info["label_gain"] > 0.05
+    d = blurred(digits(0.2, 0.15), 20)
+    v = judge(d.X, d.y, d.classes)
+    assert v.info["label_gain"] > 0.03
     assert v.info["weak"] is True
+    assert "leave open which class" in v.info["note"]
+    assert (v.kinds == d.kind).mean() < 0.6, "rightly so"
 
 
-@pytest.mark.parametrize("flips", [0.5, 0.65])
+@pytest.mark.parametrize("flips", [0.4, 0.55])
 def test_heavy_noise_under_good_features_is_trusted(flips):
     d = blobs(flips, 0.0, n=1500)
     v = judge(d.X, d.y, d.classes)
@@ -512,7 +516,7 @@ def test_transition_from_counts_draws_single_classes_to_the_median():
     np.testing.assert_allclose(free.sum(axis=1), 1)
     np.testing.assert_allclose(drawn.sum(axis=1), 1)
     np.testing.assert_allclose(1 - np.diag(free), [0.1, 0.2, 0.98])
-    middle = 0.1  # of the classes' rates, weighted by their samples
-    np.testing.assert_allclose(1 - np.diag(drawn), [0.1, (200 + 200 * middle) / 1200, (2 + 200 * middle) / 202])
+    # the median sample is of the second class, whose rate is .2
+    np.testing.assert_allclose(1 - np.diag(drawn), [140 / 1200, 240 / 1200, 42 / 202])
     assert drawn[1, 2] > drawn[1, 0]
     assert drawn.min() > 0

@@ -382,7 +382,7 @@ def _learn(ridge: _Folds, y: Labels, n_classes: int, rounds: int, report: Callab
     return _Model(prior, transition, link, ridge.weights, penalty, nats * size / (n * base), nats)
 
 
-NEARBY = 10.0
+NEARBY = 20.0
 """How many given labels the prediction at one place is worth, at the start."""
 
 SURE, FEW = 0.3, 100
