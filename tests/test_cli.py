@@ -629,3 +629,10 @@ def test_meter_says_each_tenth_once(capsys):
     meter("again", 0.05, left=187, detail=", loss 1")
     assert capsys.readouterr().err == "again   5.0%, loss 1, 3:07 left\n"
     assert clock(59.9) == "0:59"
+
+
+def test_no_verdict_is_told_where_everything_was_asked_for(document, arrays_file):
+    name = f"arrays:{arrays_file(rows=slice(12))}"
+    found = document("detect", name, "--detector", "all", "--verdict")
+    assert "verdict" not in found
+    assert "too few" in found["skipped"]["verdict"]

@@ -96,8 +96,13 @@ def _detect(args: argparse.Namespace) -> int:
     meter("detectors", 1.0)
     verdict, judged = None, {}
     if args.verdict or args.mislabelled is not None or args.ood is not None:
-        verdict = study.verdict(mislabelled=args.mislabelled, ood=args.ood, report=meter)
-        judged = {"verdict": study.judged(verdict)}
+        try:
+            verdict = study.verdict(mislabelled=args.mislabelled, ood=args.ood, report=meter)
+            judged = {"verdict": study.judged(verdict)}
+        except InputError as error:
+            if not every:
+                raise
+            skipped["verdict"] = str(error)
     document = {"dataset": study.dataset.name, "n": len(study), "detectors": results, "skipped": skipped, **judged}
     if out:
         write_table(study.table(done, flags, verdict), out)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from functools import lru_cache
 
+from ..base.errors import InputError
 from ..data.sources import fingerprint
 from ..spec import Spec
 from ..study import Study, encoder_cards
@@ -62,6 +64,7 @@ def warm(spec: Spec) -> None:
         opened.map(spec.map)
         sheets(opened)
         opened.evidence.neighbors  # noqa: B018  the inspector shows them
-        opened.verdict()
+        with suppress(InputError):  # too few samples, or one class: there is none
+            opened.verdict()
         for cut in spec.detectors:
             opened.detect(cut.detector)
