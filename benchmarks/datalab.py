@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +56,11 @@ PROBABILITIES = {
 
 def ours(X: Features, y: Labels, p: Probabilities, threads: int) -> dict[str, Any]:
     """Flags and scores of wrong labels and of outliers, and the near duplicates: neighbours are found once."""
-    os.environ["CHAFFINCH_THREADS"] = str(threads)
-    with blas_threads(threads):
+    with blas_threads(threads), patch.dict(os.environ, CHAFFINCH_THREADS=str(threads)):
         near = nearest(X, 10)
         label = registry.get("detector", "confident-learning")().fit(None, y, pred_probs=p)
         lonely = registry.get("detector", "knn-distance")().fit(None, y, neighbors=near)
         pairs = near_duplicates(near)
-    del os.environ["CHAFFINCH_THREADS"]
     return {
         "label": label.scores_,
         "label_flags": label.flags_,

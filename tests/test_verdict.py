@@ -179,8 +179,9 @@ def test_hardly_anything_clean_is_flagged():
 
 def test_few_samples_do_not_drive_the_rounds_apart():
     """Regression: under a heavy penalty the class shares of the folds outweighed the features, and rounds diverged."""
-    for d, floor in ((blobs(0.3, 0, n=100), 0.95), (blobs(0.15, 0.2, n=300), 0.9), (blobs(0, 0, n=20), 0.95)):
-        assert macro_f1(judge(d.X, d.y, d.classes).proba, d.kind) > floor
+    for flips, ood, n, seed in ((0.3, 0, 100, 1), (0.2, 0.2, 300, 2), (0, 0, 20, 1)):
+        d = blobs(flips, ood, n=n, seed=seed)
+        assert macro_f1(judge(d.X, d.y, d.classes).proba, d.kind) > 0.93
 
 
 def test_many_classes_with_few_samples_each():
