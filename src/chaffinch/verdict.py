@@ -14,8 +14,8 @@ Clean is z = y, OOD is z = C, mislabelled is the rest. Neither P(z | x) nor T is
 3. **T** is counted: which raw labels do those samples carry that are most surely of class z?
 
 Steps 2 and 3 look only at samples the regression has not learnt from: every fold has its own regression, fed with
-posteriors into which no label of that fold ever entered. So a given label cannot come back as evidence for itself;
-when it can, rounds talk each other into "there is no noise".
+posteriors into which no label of that fold ever entered but through the link and T, a few numbers for all. So a given
+label cannot come back as evidence for itself; when it can, rounds talk each other into "there is no noise".
 """
 
 from __future__ import annotations
