@@ -193,6 +193,7 @@ def test_the_shipped_card_says_what_is_measured(workspace):
     """The figures on the card are those that its command gives, on the shipped features."""
     from chaffinch.base.files import asset, read_json
     from chaffinch.study import Study
+    from chaffinch.verdict import judge
 
     card = read_json(asset("encoders", "simclr.json"))
     study = Study(card["dataset"], card["name"], workspace=workspace)
@@ -204,6 +205,8 @@ def test_the_shipped_card_says_what_is_measured(workspace):
         for name, value in card["metrics"]["detectors"][slug].items():
             assert measured[name] == pytest.approx(value, abs=0.003), (slug, name)
     promised = card["metrics"]["verdict"]
+    again = judge(study.features, study.observed.labels, len(study.observed.classes))
+    assert (study.verdict().kinds != again.kinds).mean() < 0.001, "the shipped verdict is what the code gives"
     assert study.judged(study.verdict())["f1"] == pytest.approx(promised["f1"], abs=0.003)
     assert promised["macro_f1"] >= max(0.88, 0.95 * promised["ceiling_macro_f1"])
     assert card["metrics"]["detectors"]["lsa"]["auroc_ood"] >= 0.975
