@@ -237,48 +237,90 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _train_encoder(args: argparse.Namespace) -> int:
+    from . import registry
     from .data import open_dataset
     from .encoders.augment import Augment
-    from .encoders.train import Recipe, train_encoder
+    from .encoders.steps import lacking
+    from .encoders.train import Recipe
+    from .losses.base import loss_class, loss_options
     from .spec import check_seed
     from .study import encoder_cards
     from .workspace import Workspace
 
-    recipe = Recipe(
-        loss=args.loss, epochs=args.epochs, batch=args.batch, temperature=args.temperature, seed=args.seed,
-        learning_rate=args.learning_rate, device=args.device, architecture=args.architecture,
-        augment=Augment(flip=0.0 if args.no_flip else 0.5),
-    )  # fmt: skip
     check_seed(args.seed)
+    parameters = {"temperature": args.temperature} if args.temperature is not None else {}
+    for text in args.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: write NAME=VALUE")
+        parameters[key] = value
     dataset = open_dataset(args.dataset)
-    name = args.name or (args.loss if args.out else f"{args.loss}-{dataset.digest[:8]}")
     workspace = Workspace(args.workspace)
     folder = Path(args.out) if args.out else workspace.folder("encoders")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise InputError(f"--name {name!r}: use letters, digits, '.', '_' and '-'")
-    path = folder / f"{name}.safetensors"
-    if path.exists() and not args.overwrite:
-        raise InputError(f"{path} is trained already; give it another --name, or --overwrite it")
-    if not args.out and encoder_cards(workspace).get(name, (path,))[0] != path:
-        raise InputError(f"--name {name}: a shipped encoder is called so; choose another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder} cannot be written: {error.strerror}") from error
-    meter = Meter(args.quiet)
-    try:
-        for p in train_encoder(dataset, recipe, folder, name):
-            meter(
-                f"epoch {p.epoch + 1} of {p.epochs}",
-                p.share,
-                left=p.seconds_left,
-                detail=f", loss {p.loss:.4f}",
-            )
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on from the last whole epoch in {folder}", file=sys.stderr)
-        return 1
-    print(f"trained: {path}")
-    return 0
+    every = args.loss == "all"
+    if every and (args.name or parameters):
+        raise InputError("--name, --temperature and --set are for one loss; with --loss all each keeps its own")
+    failed = 0
+    for slug in registry.methods("loss") if every else [args.loss]:
+        cls = loss_class(slug)
+        seed = f"-s{args.seed}" if args.seed else ""
+        name = args.name or f"{slug}{seed}" + ("" if args.out else f"-{dataset.digest[:8]}")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise InputError(f"--name {name!r}: use letters, digits, '.', '_' and '-'")
+        path = folder / f"{name}.safetensors"
+        if every and (reason := lacking(cls, dataset) or (path.exists() and f"{path} is trained already") or ""):
+            print(f"skipped {slug}: {reason}", file=sys.stderr)
+            continue
+        if path.exists() and not args.overwrite:
+            raise InputError(f"{path} is trained already; give it another --name, or --overwrite it")
+        if not args.out and encoder_cards(workspace).get(name, (path,))[0] != path:
+            raise InputError(f"--name {name}: a shipped encoder is called so; choose another")
+        recipe = Recipe(
+            loss=slug, parameters=loss_options(cls, parameters), epochs=args.epochs, batch=args.batch, seed=args.seed,
+            learning_rate=args.learning_rate, device=args.device, architecture=args.architecture,
+            augment=Augment(flip=0.0 if args.no_flip else 0.5),
+        )  # fmt: skip
+        try:
+            _train_one(dataset, recipe, path, Meter(args.quiet), workspace, args.job)
+        except KeyboardInterrupt:
+            print(f"\nstopped; the same command goes on from the last whole epoch in {folder}", file=sys.stderr)
+            return 1
+        except InputError as error:
+            if args.job:
+                workspace.note(args.job, {"error": str(error)})
+            if not every:
+                raise
+            print(f"chaffinch: {slug}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        print(f"trained: {path}")
+    return int(failed > 0)
+
+
+def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: Any, job: str | None) -> None:
+    """Train one encoder; tell the meter, and where the app has started it, the job's note, how far it is."""
+    from .encoders.train import train_encoder
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a stopped job leaves no temporary files behind
+    told, live = 0.0, dict[str, Any]()
+    for p in train_encoder(dataset, recipe, path.parent, path.stem):
+        what = f"{recipe.loss}: epoch {p.epoch + 1} of {p.epochs}"
+        meter(what, p.share, left=p.seconds_left, detail=f", loss {p.loss:.4f}")
+        if p.snapshot:
+            live = {"history": p.snapshot.history, "parts": p.snapshot.parts, "speed": p.snapshot.speed}
+            if job:
+                workspace.store("live", job, {"rows": p.snapshot.rows, "xy": p.snapshot.xy})
+        if job and (p.snapshot or time.monotonic() - told > 0.5):
+            told = time.monotonic()
+            share = (p.epoch + p.share) / p.epochs
+            state = {"what": what, "share": share, "left": p.seconds_left, "loss": p.loss, "pid": os.getpid()}
+            workspace.note(job, state | live)
+    if job:
+        workspace.note(job, {"done": True, "encoder": path.stem} | live)
 
 
 def _app(args: argparse.Namespace) -> int:
@@ -378,16 +420,18 @@ def _parser() -> argparse.ArgumentParser:
     embed.set_defaults(run=_embed)
 
     train = commands.add_parser("train-encoder", parents=[data, *shared], help="train a contrastive encoder")
-    train.add_argument("--loss", default="simclr")
+    train.add_argument("--loss", default="simclr", help="which, or 'all' that apply, one after the other")
     train.add_argument("--epochs", type=int, default=40)
     train.add_argument("--batch", type=int, default=512)
-    train.add_argument("--temperature", type=float, default=0.2)
+    train.add_argument("--temperature", type=float, help="of the loss (default: its own)")
+    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the loss")
     train.add_argument("--learning-rate", type=float, default=3e-3)
     train.add_argument("--architecture", default="preact-resnet-32-64-128")
     train.add_argument("--no-flip", action="store_true", help="no horizontal flips (for digits and text)")
     train.add_argument("--name", help="of the encoder (default: the loss and the dataset's key)")
     train.add_argument("--overwrite", action="store_true", help="train again what is trained already")
     train.add_argument("--out", metavar="DIR", help="folder of the checkpoint (default: the workspace)")
+    train.add_argument("--job", help=argparse.SUPPRESS)
     train.set_defaults(run=_train_encoder)
 
     pool = commands.add_parser("build-pool", help="rebuild the bundled pictures from the original Fashion-MNIST files")

@@ -209,7 +209,7 @@ class Study:
 
     def _embed(self, images: NDArray[np.uint8], report: Report | None = None, *, device: str = "auto") -> Arrays:
         from .encoders.checkpoint import load_encoder
-        from .encoders.train import pick_device
+        from .encoders.device import pick_device
 
         encoder = load_encoder(self._encoder()[0])
         tell = (lambda share: report("embedding", share)) if report else None

@@ -87,7 +87,7 @@ def test_wrong_channels(channels, shape):
 
 
 def test_unknown_layer(images):
-    with pytest.raises(InputError, match="unknown layer 'fc'"):
+    with pytest.raises(InputError, match="encoder toy has no layer 'fc'; it has layer1, layer2, layer3, final"):
         encoder().embed(images, layer="fc")
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from ..base.errors import InputError
 from ..base.files import read_json, replacing, sha256_file, write_json
+from ..losses.base import ContrastiveLoss, Sizes, loss_class, loss_options
 from .network import PreActResNet, build, to_tensor
 
 
@@ -28,6 +29,8 @@ class ModelCard:
         channels: 1 or 3.
         dim: size of the final features.
         loss: slug of the loss, with its parameters in ``loss_parameters``.
+        outputs: further features that the loss's own modules give (see ``ContrastiveLoss.outputs``).
+        sizes: what those modules were built for (``losses.base.Sizes``).
         dataset, dataset_digest: what it was trained on, by the name that opens it, and the key of its content.
         seed, epochs, batch, learning_rate, weight_decay, augment: the recipe.
         precision: float32 or bfloat16 (autocast).
@@ -53,6 +56,8 @@ class ModelCard:
     dataset_digest: str = ""
     weight_decay: float = 0.0
     loss_parameters: dict[str, Any] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+    sizes: dict[str, Any] = field(default_factory=dict)
     augment: dict[str, Any] = field(default_factory=dict)
     history: list[float] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -65,10 +70,17 @@ class Encoder:
     Args:
         network: the network; its projection head is not used.
         card: where it comes from.
+        loss: the loss that trained it, whose own modules give ``card.outputs``; not needed where there are none.
     """
 
-    def __init__(self, network: PreActResNet, card: ModelCard) -> None:
+    def __init__(self, network: PreActResNet, card: ModelCard, loss: ContrastiveLoss | None = None) -> None:
         self.network, self.card = network.eval(), card
+        self.loss = loss.eval() if loss is not None and card.outputs else None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What `embed` can give: layers of the network, and outputs of the loss."""
+        return (*self.network.layers, *self.card.outputs)
 
     def embed(
         self,
@@ -83,7 +95,7 @@ class Encoder:
 
         Args:
             images: (N, H, W) or (N, H, W, 3) uint8.
-            layer: one of ``self.network.layers``.
+            layer: one of ``self.layers``.
             device: where to compute, such as ``"cpu"`` or ``"cuda"``.
             batch: pictures at a time; activations of many more do not fit the caches (1,024: half the speed).
             progress: called with the share done, 0 to 1.
@@ -92,7 +104,7 @@ class Encoder:
             (N, D) float32.
 
         Raises:
-            InputError: the pictures have another number of channels than the network.
+            InputError: the pictures have another number of channels than the network, or there is no such layer.
         """
         channels = 1 if images.ndim == 3 else images.shape[-1]
         if channels != self.card.channels:
@@ -100,12 +112,16 @@ class Encoder:
                 f"encoder {self.card.name} was trained on pictures with {self.card.channels} channel(s), "
                 f"these have {channels}; choose another encoder or train one on this dataset"
             )
+        if layer not in self.layers:
+            raise InputError(f"encoder {self.card.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
         network = self.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        loss = None if self.loss is None or layer not in self.card.outputs else self.loss.to(device)
         out = []
         with torch.inference_mode():
             for start in range(0, len(images), batch):
                 x = to_tensor(images[start : start + batch]).to(device)
-                out.append(network.features(x, layer).float().cpu().numpy())
+                found = network.features(x, layer) if loss is None else loss.output(layer, network.features(x), x)
+                out.append(found.float().cpu().numpy())
                 if progress:
                     progress(min(1.0, (start + batch) / len(images)))
         return np.concatenate(out)
@@ -113,10 +129,19 @@ class Encoder:
     def save(self, folder: Path) -> Path:
         """Write weights and card into ``folder``; return the path of the weights."""
         path = folder / f"{self.card.name}.safetensors"
-        write_tensors(path, self.network.state_dict())
+        tensors = self.network.state_dict()
+        if self.loss is not None:
+            tensors |= {f"loss.{key}": value for key, value in self._own_state().items()}
+        write_tensors(path, tensors)
         self.card.sha256 = sha256_file(path)
         write_json(path.with_suffix(".json"), asdict(self.card))
         return path
+
+    def _own_state(self) -> dict[str, torch.Tensor]:
+        """What the loss's modules learnt; what it remembers of single samples stays behind."""
+        assert self.loss is not None
+        memory = {key for key, value in self.loss.named_buffers() if value.shape[:1] == (self.card.sizes["samples"],)}
+        return {key: value for key, value in self.loss.state_dict().items() if key not in memory}
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -151,10 +176,17 @@ def load_encoder(path: Path) -> Encoder:
         raise InputError(f"encoder weights {path} are missing")
     if card.sha256 and sha256_file(path) != card.sha256:
         raise InputError(f"{path} is damaged: its checksum is not the one in {path.stem}.json")
-    network = build(card.architecture, card.channels)
+    network, loss = build(card.architecture, card.channels), None
+    if card.outputs:
+        chosen = loss_class(card.loss)
+        loss = chosen(**loss_options(chosen, card.loss_parameters))
+        loss.setup(Sizes(**{**card.sizes, "shape": tuple(card.sizes["shape"])}))
     try:
         state = load_file(path)
-        network.load_state_dict(state)
+        network.load_state_dict({key: value for key, value in state.items() if not key.startswith("loss.")})
+        if loss is not None:
+            own = {key.removeprefix("loss."): value for key, value in state.items() if key.startswith("loss.")}
+            loss.load_state_dict({**loss.state_dict(), **own} if own else {})
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
     except RuntimeError as error:
@@ -162,4 +194,4 @@ def load_encoder(path: Path) -> Encoder:
         raise InputError(
             f"{path} does not hold the weights of {card.architecture} with {card.channels} channel(s): {first}"
         ) from error
-    return Encoder(network, card)
+    return Encoder(network, card, loss)

@@ -51,6 +51,7 @@ class PreActResNet(nn.Module):
             nn.Linear(widths[-1], widths[-1]), nn.ReLU(inplace=True), nn.Linear(widths[-1], projection)
         )
         self.layers = (*(f"layer{i + 1}" for i in range(len(widths))), "final")
+        self.dim, self.projection = widths[-1], projection
 
     def features(self, x: Tensor, layer: str = "final") -> Tensor:
         """Pooled activations (B, D) of one of ``self.layers``; x is (B, channels, H, W) in [0, 1]."""

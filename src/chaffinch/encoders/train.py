@@ -1,27 +1,30 @@
-"""Training of a contrastive encoder: resumable after every epoch, bit-exact on the CPU."""
+"""Training of encoders: resumable after every epoch, bit-exact on the CPU."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
+from numpy.typing import NDArray
+from torch import Tensor
 
-from .. import registry
 from ..base.errors import InputError
 from ..base.threads import cores
 from ..data import NoisyDataset
-from ..losses.base import Batch, ContrastiveLoss
+from ..losses.base import Sizes, loss_class, loss_options
 from .augment import Augment
-from .checkpoint import Encoder, ModelCard, write_tensors
-from .network import PreActResNet, build, to_tensor
+from .checkpoint import Encoder, ModelCard
+from .device import device_name, engine, keep_freed_memory, local_processes, pick_device, pick_precision
+from .network import build
+from .record import Watch, marks
+from .state import State
+from .steps import Learner, Pictures, lacking
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Recipe:
 
     Attributes:
         loss: slug of a loss.
+        parameters: of the loss; the rest are its defaults.
         epochs, batch, learning_rate, weight_decay: of AdamW with a one-cycle schedule.
-        temperature: of the loss.
         seed: of weights, order and augmentation.
         architecture: name in ``network.ARCHITECTURES``.
         augment: the views.
@@ -40,11 +43,11 @@ class Recipe:
     """
 
     loss: str = "simclr"
+    parameters: dict[str, Any] = field(default_factory=dict)
     epochs: int = 40
     batch: int = 512
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
-    temperature: float = 0.2
     seed: int = 0
     architecture: str = "preact-resnet-32-64-128"
     augment: Augment = Augment()
@@ -53,66 +56,42 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """What can be shown of an unfinished training after an epoch.
+
+    Attributes:
+        history: mean loss of each epoch so far.
+        parts: the loss's named parts, mean over this epoch.
+        rows: (M,) positions of the samples on the map.
+        xy: (M, 2) their features' first two principal components, turned to match the epoch before.
+        speed: pictures per second, all views counted once.
+    """
+
+    history: list[float]
+    parts: dict[str, float]
+    rows: NDArray[np.int64]
+    xy: NDArray[np.float32]
+    speed: float
+
+
+@dataclass(frozen=True)
 class Progress:
-    """What one training step or epoch reports: epoch and step done, of how many, loss, seconds left."""
+    """What one training step reports.
+
+    Attributes:
+        epoch, epochs: from 0, of how many.
+        share: of this epoch that is done.
+        loss: of this step.
+        seconds_left: until the whole training is done.
+        snapshot: after the last step of an epoch, what there is to show.
+    """
 
     epoch: int
     epochs: int
     share: float
     loss: float
     seconds_left: float
-
-
-def pick_device(wanted: str = "auto") -> str:
-    """The device to compute on: CUDA, then MPS, then the CPU.
-
-    Raises:
-        InputError: the device that was asked for is not there.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there.get(wanted.split(":")[0], False):
-        raise InputError(f"device {wanted!r} is not available; there are {[n for n, ok in there.items() if ok]}")
-    return wanted
-
-
-def device_name(device: str) -> str:
-    """What to write on the model card: the accelerator's name, or the processor and its cores."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    if device == "mps":
-        return "Apple GPU (MPS)"
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"CPU, {cores()} cores ({model or platform.processor() or platform.machine()})"
-
-
-def pick_precision(wanted: str, device: str) -> str:
-    """bfloat16 autocast where it pays: on GPUs that have it and on processors with AMX tiles.
-
-    AVX-512 alone is not enough: there a bfloat16 product was measured at half the speed of a float32 one.
-    """
-    if wanted != "auto":
-        return wanted
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    amx = device == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return "bfloat16" if amx else "float32"
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to reuse large blocks instead of returning them to the system after every operation.
-
-    A training step on the CPU allocates the same 100 MB activations again and again; faulting their pages in
-    each time took 40 % of the step. Does nothing where the C library is not glibc.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        m_trim_threshold, m_mmap_max = -1, -4
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
+    snapshot: Snapshot | None = None
 
 
 def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str) -> Iterator[Progress]:
@@ -120,86 +99,125 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
 
     After each epoch everything needed to go on is in ``folder/NAME.partial.safetensors``; calling this again
     with the same recipe resumes there and, on the CPU, ends in the same bits. When the last epoch is done,
-    ``NAME.safetensors`` and ``NAME.json`` appear and the partial file goes.
+    ``NAME.safetensors`` and ``NAME.json`` appear, ``NAME.record.safetensors`` (see `Record`), and the partial file
+    goes. Under ``torchrun`` every process takes its share of each batch, and the loss sees the whole batch.
 
     Raises:
-        InputError: no pictures, too few for two in a batch, an unknown loss, or a partial file of another recipe.
+        InputError: no pictures, too few for two in a batch, a recipe that cannot be followed, an unknown loss or one
+            that lacks what it needs, or a partial file of another recipe.
     """
     observed = dataset.observed
-    if observed.images is None:
-        raise InputError(f"{dataset.name} has no pictures to train an encoder on")
-    n = len(observed)
+    chosen = loss_class(recipe.loss)
+    options = loss_options(chosen, recipe.parameters)
+    if reason := lacking(chosen, dataset):
+        raise InputError(reason)
+    assert observed.images is not None
     if not 0 < recipe.learning_rate < float("inf"):
         raise InputError(f"the learning rate must be a number above 0, got {recipe.learning_rate}")
-    batch = min(recipe.batch, n)
-    if batch < 2:
-        raise InputError(f"training needs at least two pictures in a batch, got {batch}")
+    if min(recipe.batch, len(observed)) < 2:
+        raise InputError(f"training needs at least two pictures in a batch, got {min(recipe.batch, len(observed))}")
     if recipe.epochs < 1:
         raise InputError(f"training needs at least one epoch, got {recipe.epochs}")
     device, started = pick_device(recipe.device), time.perf_counter()
-    torch.set_num_threads(cores())
+    torch.set_num_threads(max(1, cores() // local_processes()))
     if device == "cpu":
         keep_freed_memory()
-    try:
-        loss_class = registry.get("loss", recipe.loss)
-    except KeyError as error:
-        raise InputError(str(error.args[0])) from error
-    loss: ContrastiveLoss = loss_class(temperature=recipe.temperature).to(device)
-
     channels = 1 if observed.images.ndim == 3 else observed.images.shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # inside the fork: the caller's generator is left as it was
-        network = build(recipe.architecture, channels)
-    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.as_tensor(observed.images).to(device)
-    labels = torch.as_tensor(observed.labels).to(device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    steps = max(1, n // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=recipe.learning_rate, total_steps=steps * recipe.epochs
-    )
-    run = _Run(network, optimiser, schedule, folder / f"{name}.partial.safetensors", dataset.digest, recipe)
-    history, spent, precision = run.resume(pick_precision(recipe.precision, device))
-    first, rate = len(history), None
+        network, loss = build(recipe.architecture, channels), chosen(**options)
+        shape = (channels, *observed.images.shape[1:3])
+        sizes = Sizes(network.dim, network.projection, len(observed.classes), len(observed), shape)
+        loss.setup(sizes)
+        learner = Learner(network.to(memory_format=torch.channels_last), loss, sizes.classes)  # type: ignore[call-overload]
+    path = folder / f"{name}.partial.safetensors"
+    identity = _identity(dataset.digest, recipe, options)
+    precision = State.begun_in(path, identity) or pick_precision(recipe.precision, device)
+    fabric = engine(device, precision)
+    second = loss.second_parameters()
+    first = [p for p in learner.parameters() if not any(p is other for other in second)]
+    optimisers = [torch.optim.AdamW(first, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)]
+    if second:
+        optimisers.append(torch.optim.AdamW(second, lr=recipe.learning_rate, weight_decay=0.0))
+    module, *optimisers = fabric.setup(learner, *optimisers)
+    if fabric.world_size > 1:
+        learner.gather = lambda rows: fabric.all_gather(rows, sync_grads=rows.requires_grad).flatten(0, 1)  # type: ignore[union-attr]
+    data = Pictures(dataset, loss, min(recipe.batch, len(observed)), recipe.augment, fabric)
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(o, max_lr=recipe.learning_rate, total_steps=data.steps * recipe.epochs)
+        for o in optimisers
+    ]
 
-    for epoch in range(first, recipe.epochs):
-        # every epoch has a generator of its own, so a resumed run draws what an unbroken one would have drawn
-        generator = torch.Generator(device=device).manual_seed(recipe.seed * 1_000_003 + epoch)
-        order = torch.randperm(n, generator=generator, device=device)
+    def step(rows: Tensor, sight: torch.Generator, draws: torch.Generator) -> tuple[float, dict[str, float]]:
+        """One step of each optimiser; its loss, and the parts of it."""
+        x, y, index, aux = data.step(rows, sight)
+        total, per_sample, parts = module(x, y, index, aux, draws)
+        optimisers[0].zero_grad(set_to_none=True)
+        fabric.backward(total)
+        optimisers[0].step()
+        schedules[0].step()
+        if second:
+            with torch.no_grad():
+                again = learner.batch(x, network.features(x), y, index, aux, draws)
+            optimisers[1].zero_grad(set_to_none=True)  # the main step has left its own there
+            fabric.backward(loss.second(again))
+            optimisers[1].step()
+            schedules[1].step()
+        h, gradient = learner.features_and_gradient()
+        watch.step(learner.gather(index), per_sample, learner.gather(h), learner.gather(gradient) / fabric.world_size)
+        return float(total.detach()), parts
+
+    watch = Watch(observed.labels, sizes.classes, network.dim, recipe.seed)
+    state = State(learner, optimisers, schedules, watch, path, identity, precision)
+    history, spent, xy = state.resume()
+    begun = len(history)
+    for epoch in range(begun, recipe.epochs):
+        # every epoch has generators of its own, so a resumed run draws what an unbroken one would have drawn
+        own = recipe.seed * 1_000_003 + epoch
+        draws = torch.Generator(device=fabric.device).manual_seed(own)
+        sight = torch.Generator(device=fabric.device).manual_seed(own * 8_191 + 1 + fabric.global_rank)
+        if loss.wants_epoch(epoch):
+            loss.on_epoch(data.features(network), data.labels[: data.n], epoch, draws)
         network.train()
-        total = torch.zeros((), device=device)
-        for step in range(steps):
-            rows = order[step * batch : (step + 1) * batch]
-            x = to_tensor(images[rows])
-            views = torch.cat([recipe.augment(x, generator), recipe.augment(x, generator)])
-            views = views.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bfloat16"):
-                z = network(views)
-            out = loss(Batch(z=z.view(2, len(rows), -1).transpose(0, 1), y=labels[rows], index=rows))
-            optimiser.zero_grad(set_to_none=True)
-            out.total.backward()
-            optimiser.step()
-            schedule.step()
-            total += out.total.detach()
-            done = (epoch - first) * steps + step + 1
-            rate = (time.perf_counter() - started) / done
-            left = rate * (steps * (recipe.epochs - first) - done)
-            yield Progress(epoch, recipe.epochs, (step + 1) / steps, float(out.total.detach()), left)
-        history.append(float(total / steps))
-        run.save(history, spent + time.perf_counter() - started, precision)
+        watch.begin()
+        losses, parts, epoch_started = list[float](), list[dict[str, float]](), time.perf_counter()
+        for rows in data.order(draws):
+            value, named = step(rows, sight, draws)
+            if not np.isfinite(value):
+                raise InputError(
+                    f"the loss became {value} in epoch {epoch + 1}; lower the learning rate (now "
+                    f"{recipe.learning_rate:g}) or raise the temperature. {path.name} keeps the last good epoch"
+                )
+            losses.append(value)
+            parts.append(named)
+            now, done = time.perf_counter(), (epoch - begun) * data.steps + len(losses)
+            left = (now - started) / done * ((recipe.epochs - begun) * data.steps - done)
+            if len(losses) < data.steps:
+                yield Progress(epoch, recipe.epochs, len(losses) / data.steps, value, left)
+        history.append(float(np.mean(losses)))
+        speed = data.steps * data.batch / (time.perf_counter() - epoch_started)
+        if epoch + 1 in marks(recipe.epochs):
+            watch.note(epoch + 1)
+        shown, xy = watch.picture(xy)
+        if fabric.is_global_zero:
+            state.save(history, spent + time.perf_counter() - started, xy)
+        means = {key: float(np.mean([named[key] for named in parts])) for key in parts[0]}
+        yield Progress(epoch, recipe.epochs, 1.0, value, left, Snapshot(history.copy(), means, shown, xy, speed))
 
     card = ModelCard(
         name=name,
         architecture=recipe.architecture,
         channels=channels,
-        dim=int(network.norm.num_features),
+        dim=network.dim,
         loss=recipe.loss,
-        loss_parameters={"temperature": recipe.temperature},
+        loss_parameters=options,
+        outputs=list(chosen.outputs),
+        sizes=asdict(sizes),
         dataset=dataset.name,
         dataset_digest=dataset.digest,
         seed=recipe.seed,
         epochs=recipe.epochs,
-        batch=batch,
+        batch=data.batch,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         augment=asdict(recipe.augment),
@@ -208,55 +226,13 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
         seconds=round(spent + time.perf_counter() - started, 1),
         history=[round(value, 5) for value in history],
     )
-    Encoder(network, card).save(folder)
-    run.path.unlink(missing_ok=True)
+    if fabric.is_global_zero:
+        watch.record().save(folder / f"{name}.record.safetensors")
+        Encoder(network, card, loss).save(folder)
+        path.unlink(missing_ok=True)
 
 
-class _Run:
-    """The state of a training on disk: weights, optimiser, schedule, history."""
-
-    def __init__(
-        self, network: PreActResNet, optimiser: Any, schedule: Any, path: Path, data: str, recipe: Recipe
-    ) -> None:
-        self.network, self.optimiser, self.schedule, self.path = network, optimiser, schedule, path
-        # the device may change between sessions, and asking for it explicitly is not another recipe
-        self.identity = json.dumps([data, {**asdict(recipe), "device": "", "precision": ""}], sort_keys=True)
-
-    def save(self, history: list[float], seconds: float, precision: str) -> None:
-        state = self.optimiser.state_dict()
-        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
-        for index, values in state["state"].items():
-            tensors |= {f"optimiser.{index}.{key}": value for key, value in values.items()}
-        plain = {
-            "identity": self.identity,
-            "history": history,
-            "seconds": seconds,
-            "precision": precision,
-            "groups": state["param_groups"],
-            "schedule": {key: v for key, v in self.schedule.state_dict().items() if not callable(v)},
-        }
-        write_tensors(self.path, tensors, {"state": json.dumps(plain)})
-
-    def resume(self, precision: str) -> tuple[list[float], float, str]:
-        """Load the partial file if there is one; return history, seconds spent, precision."""
-        if not self.path.exists():
-            return [], 0.0, precision
-        try:
-            with safe_open(self.path, "pt") as archive:
-                plain = json.loads(archive.metadata()["state"])
-                tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
-        except Exception as error:  # a damaged file of any kind: say so, keep it, let the user decide
-            raise InputError(f"{self.path} cannot be read ({error}); delete it to start again") from error
-        if plain["identity"] != self.identity:
-            raise InputError(
-                f"{self.path} belongs to another recipe or dataset; delete it, or give this training another --name"
-            )
-        self.network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k[0] == "n"})
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimiser."):
-                _, index, field = key.split(".", 2)
-                state.setdefault(int(index), {})[field] = value
-        self.optimiser.load_state_dict({"state": state, "param_groups": plain["groups"]})
-        self.schedule.load_state_dict(plain["schedule"])
-        return list(plain["history"]), float(plain["seconds"]), str(plain["precision"])
+def _identity(data: str, recipe: Recipe, options: dict[str, Any]) -> str:
+    """What a partial file belongs to; asking for the same device explicitly is not another recipe."""
+    plain = {**asdict(recipe), "parameters": options, "device": "", "precision": ""}
+    return json.dumps([data, plain], sort_keys=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .. import registry
 from ..base.errors import InputError
 from ..card import MethodCard
 
@@ -17,15 +21,23 @@ class Batch:
     """What a training step knows. Every field but ``z`` is optional; a loss names what it needs.
 
     Attributes:
-        z: (B, V, D) projections of V views of each sample; the loss normalises them.
+        z: (B, V, D) projections of V views of each sample, which the loss normalises; or, for losses of
+            classification heads, (B, V, C) logits.
         y: (B,) given labels.
-        index: (B,) positions in the dataset, for losses that keep a memory.
-        aux: what one loss alone needs.
+        index: (B,) positions in the dataset, for losses that keep a memory; -1 for a sample that is not in it.
+        h: (B, V, F) features that the projections are made from.
+        x: (B, V, channels, height, width) the views, in [0, 1].
+        rng: where a loss that draws takes its random numbers from, on the device of ``z``.
+        aux: what one loss alone needs: ``group`` (B,) int64, 0 = known to be clean, 1 = of the dataset;
+            ``target`` (B,) float, the class as a number.
     """
 
     z: Tensor
     y: Tensor | None = None
     index: Tensor | None = None
+    h: Tensor | None = None
+    x: Tensor | None = None
+    rng: torch.Generator | None = None
     aux: dict[str, Any] = field(default_factory=dict)
 
 
@@ -44,32 +56,146 @@ class LossOut:
     parts: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What a loss with modules of its own must know to build them.
+
+    Attributes:
+        features: F, length of ``Batch.h``.
+        projection: D, length of ``Batch.z``.
+        classes: C.
+        samples: N, size of the dataset.
+        shape: channels, height and width of a picture.
+    """
+
+    features: int
+    projection: int
+    classes: int
+    samples: int
+    shape: tuple[int, int, int]
+
+
+NEEDS = frozenset({"z", "logits", "y", "index", "h", "x", "rng", "group", "target"})
+"""What a loss may name: fields of a Batch or keys of its ``aux``; ``logits``: class logits in place of ``z``."""
+
+
 class ContrastiveLoss(nn.Module):
-    """Base of all losses. A subclass sets ``card`` and ``needs`` and writes ``forward``."""
+    """Base of all losses. A subclass sets ``card`` and ``needs`` and writes ``forward``.
+
+    Everything a loss learns or remembers is a parameter or a buffer made in `setup` or ``__init__``, so that a
+    training that was cut off goes on in the same bits.
+    """
 
     card: ClassVar[MethodCard]
     needs: ClassVar[frozenset[str]] = frozenset({"z"})
+    views: ClassVar[int] = 2
+    """How many views of each picture a step sees."""
+    augmented: ClassVar[bool] = True
+    """Are the views random? Otherwise each is the picture itself."""
+    outputs: ClassVar[tuple[str, ...]] = ()
+    """Further features that `output` gives once training is done; ``joint`` is (B, C): how well each label fits."""
+
+    def setup(self, sizes: Sizes) -> None:
+        """Build modules and buffers whose sizes depend on the data; default: nothing."""
 
     def forward(self, batch: Batch) -> LossOut:
         """Compute the loss of one batch."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
-    def on_epoch(self, features: Tensor, y: Tensor | None, epoch: int) -> None:
-        """Called before each epoch with the features of all samples, by losses that re-cluster; default: nothing."""
+    def wants_epoch(self, epoch: int) -> bool:
+        """Shall `on_epoch` be called before this epoch (from 0)? It costs a pass over the data; default: never."""
+        return False
+
+    def on_epoch(self, features: Tensor, y: Tensor, epoch: int, rng: torch.Generator) -> None:
+        """Refresh what is remembered of all samples: (N, F) features of the plain pictures, (N,) given labels."""
+
+    def second_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the main step leaves alone and `second` trains; default: none."""
+        return []
+
+    def second(self, batch: Batch) -> Tensor:
+        """Loss of the second step: the same views through the encoder just updated, without its gradient."""
+        raise TypeError(f"{type(self).__name__} has no second step")
+
+    def output(self, name: str, h: Tensor, x: Tensor) -> Tensor:
+        """One of ``outputs``, (B, ·), from features h (B, F) and plain pictures x (B, channels, height, width)."""
+        raise TypeError(f"{type(self).__name__} has no output {name!r}")
 
 
-def check_temperature(temperature: float) -> float:
+def check_temperature(temperature: float, name: str = "temperature") -> float:
     """Return a usable temperature.
 
     Raises:
         InputError: it is not a number above zero.
     """
     if not 0 < temperature < float("inf"):
-        raise InputError(f"temperature must be above 0 and finite, got {temperature}")
+        raise InputError(f"{name} must be above 0 and finite, got {temperature}")
     return float(temperature)
+
+
+def at_least(count: int, least: int, what: str, slug: str) -> None:
+    """Check that a batch has enough of something.
+
+    Raises:
+        InputError: it has less; the message names the loss.
+    """
+    if count < least:
+        raise InputError(f"{slug} needs at least {least} {what} in a batch, got {count}")
+
+
+def wide(z: Tensor) -> Tensor:
+    """The same numbers in float32 or wider: sums of exponentials do not fit half precision."""
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def unit(z: Tensor) -> Tensor:
+    """Rows of length 1 in float32 or wider; a zero row stays zero, and its gradient finite."""
+    return nn.functional.normalize(wide(z), dim=-1)
 
 
 def cosine_rows(z: Tensor) -> Tensor:
     """(B, V, D) projections as (V*B, D) unit rows in float32 or wider; row v*B + b is view v of sample b."""
-    rows = z.transpose(0, 1).reshape(-1, z.shape[-1])
-    return nn.functional.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
+    return unit(z.transpose(0, 1).reshape(-1, z.shape[-1]))
+
+
+def loss_class(slug: str) -> type[ContrastiveLoss]:
+    """The class of a loss.
+
+    Raises:
+        InputError: no such loss; the message names the close ones.
+    """
+    try:
+        found: type[ContrastiveLoss] = registry.get("loss", slug)
+    except KeyError as error:
+        raise InputError(str(error.args[0])) from error
+    return found
+
+
+def loss_options(loss: type[ContrastiveLoss], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every parameter of a loss: the given ones, and the defaults of the rest.
+
+    Args:
+        loss: its class.
+        given: name -> value; a text is read as the type of the default.
+
+    Raises:
+        InputError: no such parameter, or a text that is not of its type.
+    """
+    signature = inspect.signature(loss.__init__).parameters
+    found = {name: p.default for name, p in signature.items() if p.default is not inspect.Parameter.empty}
+    slug = loss.card.slug
+    for name, value in (given or {}).items():
+        if name not in found:
+            near = get_close_matches(name, found, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(found) or 'none'}"
+            raise InputError(f"{slug} has no parameter {name!r}; {hint}")
+        kind = type(found[name])
+        if isinstance(value, str) and kind is bool:
+            if value.lower() not in ("true", "false"):
+                raise InputError(f"{slug}: {name} must be true or false, got {value!r}")
+            value = value.lower() == "true"
+        try:
+            found[name] = value if found[name] is None else kind(value)
+        except ValueError as error:
+            raise InputError(f"{slug}: {name} must be {kind.__name__}, got {value!r}") from error
+    return found

@@ -1,0 +1,159 @@
+"""What a training leaves behind besides weights: how each sample's loss went, and how hard and whereto it pulled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..base.errors import InputError
+from .checkpoint import write_tensors
+
+WATCHED = 20_000
+"""At most so many samples are followed; of larger datasets a random part."""
+
+SHOWN = 3_000
+"""At most so many are on the map of an unfinished training."""
+
+TOWARDS = 100
+"""With more classes than this, whereto a sample pulls is not kept."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a training treated the samples.
+
+    Attributes:
+        rows: (W,) positions in the dataset of the samples followed.
+        epochs: (R,) epochs at whose end this was noted, from 1.
+        losses: (R, W) loss of each sample, NaN where the epoch left it out.
+        pulls: (R, W) how hard each sample pulls: the length of the gradient of its loss with respect to its features,
+            times the length of the features, so that it is a change of loss per relative change of the features
+            (the weight of arXiv 2510.14824, for any loss).
+        towards: (R, W, C) cosine between the direction in which the loss moves the features of a sample and the
+            direction to the mean features of each given class; empty with more than `TOWARDS` classes.
+    """
+
+    rows: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    losses: NDArray[np.float16]
+    pulls: NDArray[np.float16]
+    towards: NDArray[np.float16]
+
+    def save(self, path: Path) -> None:
+        """Write it as a safetensors file."""
+        write_tensors(path, {name: torch.from_numpy(value) for name, value in vars(self).items()})
+
+
+def load_record(path: Path) -> Record:
+    """Read what `Record.save` wrote.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, "np") as archive:
+            return Record(**{name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError) as error:
+        raise InputError(f"{path} is not a readable training record: {error}") from error
+
+
+class Watch:
+    """Follows samples through the steps of an epoch.
+
+    Args:
+        labels: (N,) given labels.
+        classes: C.
+        features: F.
+        seed: of the choice of samples, where there are too many.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], classes: int, features: int, seed: int) -> None:
+        n = len(labels)
+        rng = np.random.default_rng([seed, 77])
+        self.rows = np.arange(n) if n <= WATCHED else np.sort(rng.choice(n, WATCHED, replace=False))
+        self.labels, self.classes = labels[self.rows], classes
+        self.place = np.full(n + 1, -1)  # the last stands for a sample that is not in the dataset
+        self.place[self.rows] = np.arange(len(self.rows))
+        self.features = np.zeros((len(self.rows), features), np.float32)
+        self.gradients = np.zeros_like(self.features)
+        self.losses = np.full(len(self.rows), np.nan)
+        self.pulls = np.full(len(self.rows), np.nan)
+        self.kept: dict[str, list[NDArray[Any]]] = {"epochs": [], "losses": [], "pulls": [], "towards": []}
+
+    def begin(self) -> None:
+        """A new epoch: nothing has been seen yet."""
+        self.losses[:] = self.pulls[:] = np.nan
+
+    def step(self, index: Tensor, per_sample: Tensor, h: Tensor, gradient: Tensor) -> None:
+        """Take in one step: positions (B,), losses (B,), features and their gradients (B, V, F)."""
+        place = self.place[index.cpu().numpy()]
+        seen = place >= 0
+        place, kept = place[seen], torch.from_numpy(seen).to(h.device)
+        h, gradient = h[kept].float(), gradient[kept].float() * len(index)  # of a sample's own loss, not of the mean
+        self.losses[place] = per_sample[kept].float().cpu().numpy()
+        self.pulls[place] = (h.norm(dim=2) * gradient.norm(dim=2)).sum(1).cpu().numpy()
+        self.features[place] = h[:, 0].cpu().numpy()
+        self.gradients[place] = gradient[:, 0].cpu().numpy()
+
+    def note(self, epoch: int) -> None:
+        """Keep what this epoch (from 1) showed."""
+        self.kept["epochs"].append(np.array(epoch))
+        self.kept["losses"].append(_half(self.losses))
+        self.kept["pulls"].append(_half(self.pulls))
+        self.kept["towards"].append(_half(self._towards()))
+
+    def _towards(self) -> NDArray[np.float64]:
+        if self.classes > TOWARDS:
+            return np.empty((len(self.rows), 0))
+        move = -self.gradients.astype(np.float64)
+        move /= np.maximum(np.linalg.norm(move, axis=1, keepdims=True), 1e-12)
+        cosines = np.zeros((len(self.rows), self.classes))
+        for c in np.unique(self.labels):
+            way = self.features[self.labels == c].mean(axis=0) - self.features.astype(np.float64)
+            way /= np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 1e-12)
+            cosines[:, c] = (move * way).sum(axis=1)
+        return cosines
+
+    def picture(self, before: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """A map of some samples: positions (M,) and first two principal components (M, 2) of their features.
+
+        Args:
+            before: the map an epoch ago, which this one is turned and mirrored to match; empty if there is none.
+        """
+        every = max(1, len(self.rows) // SHOWN)
+        X = self.features[::every][:SHOWN].astype(np.float64)
+        X = X - X.mean(axis=0)
+        _, vectors = np.linalg.eigh(X.T @ X)
+        xy = X @ vectors[:, :-3:-1]
+        xy /= max(float(np.abs(xy).max()), 1e-12)
+        if before.shape == xy.shape:
+            u, _, v = np.linalg.svd(xy.T @ before)
+            xy = xy @ (u @ v)
+        return self.rows[::every][:SHOWN], xy.astype(np.float32)
+
+    def record(self) -> Record:
+        """What was kept so far."""
+        stacked = {name: np.stack(values) for name, values in self.kept.items()}
+        return Record(self.rows.astype(np.int64), stacked.pop("epochs").astype(np.int64), **stacked)
+
+    def restore(self, record: Record) -> None:
+        """Go on from what an interrupted training had kept."""
+        self.kept = {name: list(getattr(record, name)) for name in self.kept}
+
+
+def marks(epochs: int) -> frozenset[int]:
+    """The epochs (from 1) worth keeping: 1, 2, 5, 10, 20, 50, ... and the last."""
+    steps = (m * 10**k for k in range(len(str(epochs))) for m in (1, 2, 5))
+    return frozenset({epochs, *(step for step in steps if step < epochs)})
+
+
+def _half(values: NDArray[np.float64]) -> NDArray[np.float16]:
+    largest = float(np.finfo(np.float16).max)
+    return np.clip(values, -largest, largest).astype(np.float16)
