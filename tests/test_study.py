@@ -18,7 +18,8 @@ from chaffinch.study import Detection, Study, encoder_cards, run_detectors
 from chaffinch.workspace import Workspace
 
 SLUGS = ["confident-learning", "knn-distance", "knn-label", "lsa", "small-loss"]
-ALL = list(registry.methods("detector"))
+ALL = [slug for slug, cls in registry.methods("detector").items() if "joint" not in cls.needs()]
+"""All that the default encoder has the evidence for."""
 COUNTS = {"flagged", "seconds"}
 WITH_TRUTH = COUNTS | {
     "auroc_ood", "auroc_mislabelled", "auroc_any", "auroc_ood_vs_mislabelled", "ap_ood", "ap_mislabelled", "ap_any",

@@ -301,6 +301,37 @@ def _train_encoder(args: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
+def _compare_encoders(args: argparse.Namespace) -> int:
+    from .data import open_dataset
+    from .lineup import FIGURES, figures_key, line_up
+    from .study import Study
+    from .workspace import Workspace
+
+    workspace = Workspace(args.workspace)
+    dataset = open_dataset(args.dataset)
+    rows, failed = line_up(
+        dataset, args.encoder, workspace=workspace, seed=args.seed, report=Meter(args.quiet), skip=not args.encoder
+    )
+    if args.ship:
+        for name in rows:
+            study = Study(dataset, name, workspace=workspace, seed=args.seed)
+            study.map("umap")
+            keys = {"encoder": figures_key(study), "map": study.map_key("umap"), "verdict": study.verdict_key()}
+            for step, key in keys.items():
+                if found := workspace.find(step, key):
+                    workspace.store(step, key, found, folder=Path(args.ship))
+    if args.json:
+        print(json.dumps({"encoders": rows, "skipped": failed}, indent=2))
+        return 0
+    print(" ".join([f"{'encoder':24s}", *(f"{f.name:>22s}" for f in FIGURES)]))
+    for name, row in rows.items():
+        cells = [_figure(row.get(f.key)) + (f" ±{row['sd'][f.key]:.3f}" if f.key in row["sd"] else "") for f in FIGURES]
+        print(" ".join([f"{name:24s}", *(f"{cell:>22s}" for cell in cells)]))
+    for name, reason in failed.items():
+        print(f"skipped {name}: {reason}")
+    return 0
+
+
 def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: Any, job: str | None) -> None:
     """Train one encoder; tell the meter, and where the app has started it, the job's note, how far it is."""
     from .encoders.train import train_encoder
@@ -433,6 +464,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", metavar="DIR", help="folder of the checkpoint (default: the workspace)")
     train.add_argument("--job", help=argparse.SUPPRESS)
     train.set_defaults(run=_train_encoder)
+
+    compare = commands.add_parser(
+        "compare-encoders", parents=[seeded, common], help="measure what each training loss did to the features"
+    )
+    compare.add_argument("dataset", nargs="?", default="fashion-web", help=DATASET_HELP)
+    compare.add_argument("--encoder", action="append", metavar="NAME[:OUTPUT]", help="which (repeat; default: all)")
+    compare.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    compare.add_argument("--ship", metavar="DIR", help="also write figures, map and verdict of each into this folder")
+    compare.set_defaults(run=_compare_encoders)
 
     pool = commands.add_parser("build-pool", help="rebuild the bundled pictures from the original Fashion-MNIST files")
     pool.add_argument("original", help="folder with the four .gz files")

@@ -23,6 +23,7 @@ Remember = Callable[[str, Callable[[], Arrays]], Arrays]
 REMEDIES = {
     "features": "open pictures with an encoder (--encoder), or put 'features' into the arrays",
     "history": "a quick head records one from features: open pictures with an encoder (--encoder)",
+    "joint": "choose an encoder trained with Symile on these classes (train-encoder --loss symile)",
     "trusted": "mark rows known to be clean with 'trusted' (N,) in the arrays",
 }
 
@@ -41,6 +42,7 @@ class Evidence:
         k: how many neighbours are computed for everyone.
         remember: where computed pieces are kept; default: in this object only.
         trusted: gives the trusted samples, where there are any.
+        joint: gives the joint scores (N, C) of every sample with every label, where the encoder has them.
     """
 
     K = 30
@@ -54,9 +56,10 @@ class Evidence:
         k: int = K,
         remember: Remember = _forget,
         trusted: Callable[[], Trusted] | None = None,
+        joint: Callable[[], NDArray[np.float64]] | None = None,
     ) -> None:
         self.observed, self.features, self.seed, self.k = observed, features, seed, k
-        self._remember, self._give_trusted = remember, trusted
+        self._remember, self._give_trusted, self._give_joint = remember, trusted, joint
         self._neighbors: Neighbors | None = None
 
     @property
@@ -121,6 +124,18 @@ class Evidence:
         if self._give_trusted is None:
             raise MissingEvidence("trusted", "trusted", REMEDIES["trusted"])
         return self._give_trusted()
+
+    @cached_property
+    def joint(self) -> NDArray[np.float64]:
+        """(N, C): how well each label fits each picture, by an encoder that was trained on both.
+
+        Raises:
+            MissingEvidence: this encoder was not, or not with these classes.
+        """
+        give = self._give_joint
+        if give is None:
+            raise MissingEvidence("joint", "joint", REMEDIES["joint"])
+        return self._remember("joint", lambda: {"joint": give()})["joint"]
 
     def gather(self, detector: Any) -> dict[str, Any]:
         """The arguments of ``fit`` for a detector (or its class): X, y and the pieces it names.

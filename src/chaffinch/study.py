@@ -37,7 +37,12 @@ from .workspace import Arrays, Workspace, pack, unpack
 OWN_FEATURES = "features"
 """The name that stands in place of an encoder where features come with the data."""
 
-VERSIONS = {"features": 1, "neighbors": 1, "probe": 1, "history": 1, "detect": 2, "verdict": 1, "map": 1}
+JOINT = "joint"
+"""The output of an encoder that is no embedding, but says how well each label fits."""
+
+VERSIONS = {
+    "features": 1, "neighbors": 1, "probe": 1, "history": 1, "joint": 1, "detect": 2, "verdict": 1, "map": 1,
+}  # fmt: skip
 """Raised when a step would give another result for the same input, so that old results are not taken for it."""
 
 CARD_FIELDS = {"architecture", "loss", "dataset", "epochs", "device", "sha256"}
@@ -125,12 +130,18 @@ def encoder_cards(workspace: Workspace) -> dict[str, tuple[Path, dict[str, Any]]
     return found
 
 
+def embeddings(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names under which the features of an encoder go: its own, and ``NAME:OUTPUT`` for what its loss gives."""
+    return (name, *(f"{name}:{output}" for output in card.get("outputs", ()) if output != JOINT))
+
+
 class Study:
     """One dataset, one encoder, one workspace.
 
     Args:
         dataset: a name for `open_dataset`, or a dataset.
-        encoder: slug of an encoder; data that come without pictures use their own features instead.
+        encoder: slug of an encoder, or ``SLUG:LAYER`` for other features than its final ones; data that come without
+            pictures use their own features instead.
         workspace: where results are kept.
         seed: of everything that draws.
 
@@ -178,18 +189,23 @@ class Study:
         """A hash of dataset and encoder: every result of this study depends on both."""
         if self.encoder == OWN_FEATURES or self.observed.images is None:
             return digest(self.dataset.digest, self.encoder, VERSIONS["features"])
-        return digest(self.dataset.digest, self._encoder()[1]["sha256"], VERSIONS["features"])
+        return digest(self.dataset.digest, self._weights(), VERSIONS["features"])
+
+    def _weights(self) -> str:
+        """A hash of everything that decides what the encoder says about a picture."""
+        sha256, layer = self._encoder()[1]["sha256"], self.encoder.partition(":")[2]
+        return digest(sha256, layer) if layer else str(sha256)
 
     def _encoder(self) -> tuple[Path, dict[str, Any]]:
-        cards = encoder_cards(self.workspace)
-        if self.encoder not in cards:
+        cards, name = encoder_cards(self.workspace), self.encoder.partition(":")[0]
+        if name not in cards:
             raise InputError(
-                f"there is no encoder called {self.encoder!r}; there are {', '.join(cards) or 'none'}. "
+                f"there is no encoder called {name!r}; there are {', '.join(cards) or 'none'}. "
                 f"'chaffinch train-encoder {self.dataset.name}' trains one"
             )
-        if reason := cards[self.encoder][1].get("error"):
+        if reason := cards[name][1].get("error"):
             raise InputError(reason)
-        return cards[self.encoder]
+        return cards[name]
 
     def embed(self, report: Report | None = None, *, device: str = "auto") -> NDArray[np.float32] | None:
         """Features (N, D): those of the data, stored ones, or computed now. None if there is nothing to embed.
@@ -207,13 +223,16 @@ class Study:
         finite_rows(features, "features")
         return features
 
-    def _embed(self, images: NDArray[np.uint8], report: Report | None = None, *, device: str = "auto") -> Arrays:
+    def _embed(
+        self, images: NDArray[np.uint8], report: Report | None = None, *, device: str = "auto", layer: str = ""
+    ) -> Arrays:
         from .encoders.checkpoint import load_encoder
         from .encoders.device import pick_device
 
         encoder = load_encoder(self._encoder()[0])
         tell = (lambda share: report("embedding", share)) if report else None
-        return {"features": encoder.embed(images, device=pick_device(device), progress=tell)}
+        layer = layer or self.encoder.partition(":")[2] or "final"
+        return {"features": encoder.embed(images, layer=layer, device=pick_device(device), progress=tell)}
 
     @cached_property
     def features(self) -> NDArray[np.float32] | None:
@@ -228,7 +247,24 @@ class Study:
             step = name.partition("-")[0]
             return self.workspace.remember(step, digest(self.key, name, VERSIONS[step]), make)
 
-        return Evidence(self.observed, self.features, seed=self.seed, remember=remember, trusted=self._trusted())
+        return Evidence(
+            self.observed,
+            self.features,
+            seed=self.seed,
+            remember=remember,
+            trusted=self._trusted(),
+            joint=self._joint(),
+        )
+
+    def _joint(self) -> Callable[[], NDArray[np.float64]] | None:
+        """Where the joint scores of pictures and labels come from, if the encoder gives any."""
+        images = self.observed.images
+        if self.encoder == OWN_FEATURES or images is None:
+            return None
+        sizes, outputs = (self._encoder()[1].get(key, ()) for key in ("sizes", "outputs"))
+        if JOINT not in outputs or sizes["classes"] != len(self.observed.classes):
+            return None
+        return lambda: self._embed(images, layer=JOINT)["features"].astype(np.float64)
 
     def _trusted(self) -> Callable[[], Trusted] | None:
         """Where the features of trusted samples come from: marked rows, or the test samples set aside."""
@@ -245,7 +281,7 @@ class Study:
         images, labels = aside
 
         def embed() -> Trusted:
-            key = digest(self._encoder()[1]["sha256"], images, VERSIONS["features"])
+            key = digest(self._weights(), images, VERSIONS["features"])
             features = self.workspace.remember("trusted", key, lambda: self._embed(images))["features"]
             return Trusted(features, labels, np.full(len(labels), -1))
 
@@ -255,6 +291,44 @@ class Study:
         """Pictures and labels of the test samples that are set aside as trusted."""
         test, places = self.dataset.test, self.dataset.trusted
         return None if test is None or not len(places) else (test.images[places], test.labels[places])
+
+    def card(self) -> dict[str, Any]:
+        """The model card of the encoder.
+
+        Raises:
+            InputError: there is no such encoder, or its card cannot be read.
+        """
+        return self._encoder()[1]
+
+    def test_features(self) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+        """Features and labels of the test samples (without those set aside as trusted); None if there are none."""
+        test = self.dataset.test
+        if test is None or self.encoder == OWN_FEATURES:
+            return None
+        rows = np.setdiff1d(np.arange(len(test.labels)), self.dataset.trusted)
+        if not len(rows):
+            return None
+        images = test.images[rows]
+        key = digest(self._weights(), images, VERSIONS["features"])
+        return self.workspace.remember("test", key, lambda: self._embed(images))["features"], test.labels[rows]
+
+    def two_views(self, most: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Features of two augmented views of at most ``most`` pictures, as in training; None without an encoder."""
+        images = self.observed.images
+        if self.encoder == OWN_FEATURES or images is None:
+            return None
+        rng = np.random.default_rng([self.seed, 31])
+        rows = np.sort(rng.permutation(len(images))[:most])
+
+        def make() -> Arrays:
+            from .encoders.augment import Augment, augmented
+
+            augment = Augment.of(self.card().get("augment", {}))
+            one, other = (self._embed(augmented(images[rows], augment, self.seed * 2 + i)) for i in range(2))
+            return {"one": one["features"], "other": other["features"]}
+
+        found = self.workspace.remember("views", digest(self.key, self.seed, most, VERSIONS["features"]), make)
+        return found["one"], found["other"]
 
     def detect(self, slug: str, **parameters: Any) -> Detection:
         """Run one detector, or take its stored result.
@@ -431,6 +505,10 @@ class Study:
         if package != __package__:  # another package's detector changes with that package
             parts.append(getattr(sys.modules.get(package), "__version__", ""))
         return digest(self.key, *parts)
+
+    def detection_keys(self) -> list[str]:
+        """The keys under which the results of all detectors (with default parameters) are stored."""
+        return [self._detection_key(self.detector(slug)) for slug in registry.methods("detector")]
 
     def map_key(self, kind: str) -> str:
         """The key under which a map is stored."""

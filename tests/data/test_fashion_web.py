@@ -185,3 +185,68 @@ class TestOptions:
 def test_public_names():
     assert data.open_dataset is open_dataset
     assert (CLEAN, MISLABELLED, OOD) == (0, 1, 2)
+
+
+class TestLongTail:
+    def test_class_sizes_fall_off_geometrically(self, draw):
+        d = draw("imbalance=10,noise=0")
+        sizes = np.bincount(d.truth.labels)
+        np.testing.assert_allclose(sizes, 2_200 * 10.0 ** -(np.arange(7) / 6), atol=0.5)
+        assert sizes[0] == 2_200
+        assert len(d.observed) == sizes.sum()
+
+    def test_noise_rates_are_of_all_that_is_there(self, draw):
+        d = draw("imbalance=10")
+        n = len(d.observed)
+        counts = np.bincount(d.truth.kind, minlength=3)
+        assert counts[OOD] == round(0.25 * n)
+        assert counts[MISLABELLED] == round(0.15 * n)
+
+    def test_n_is_the_most(self, draw):
+        assert len(draw("imbalance=10,n=500").observed) == 500
+
+    @pytest.mark.parametrize("text", ["imbalance=0.5", "imbalance=inf", "imbalance=nan", "imbalance=x"])
+    def test_bad_values(self, text):
+        with pytest.raises(InputError, match="imbalance must be"):
+            Draw.parse(text)
+
+
+class TestAngles:
+    def test_classes_are_the_angles_in_order(self, draw):
+        d = draw("task=angle,noise=0,n=1000")
+        assert d.observed.classes == tuple(f"{a}°" for a in range(-75, 76, 15))
+        assert set(np.bincount(d.truth.labels, minlength=11) > 50) == {True}
+        assert len(d.test.labels) == 7_000
+        assert d.test.labels.max() == 10
+
+    def test_label_says_how_far_the_picture_is_turned(self, draw, pool):
+        """Sneakers lie flat: the direction in which a turned one is longest is its angle."""
+        d = draw("task=angle,noise=0,n=15400")
+        rng = np.random.default_rng([0, 2024])
+        garment = pool["id_labels"][rng.permutation(15_400)]
+        sneakers = np.flatnonzero(garment == 6)[:300]
+        y, x = np.mgrid[:28, :28]
+        found = []
+        for image in d.observed.images[sneakers].astype(float):
+            w = image / image.sum()
+            dx, dy = x - (w * x).sum(), (w * y).sum() - y  # up is positive
+            found.append(0.5 * np.degrees(np.arctan2(2 * (w * dx * dy).sum(), (w * dx * dx - w * dy * dy).sum())))
+        angles = np.array(fashion_web.ANGLES)[d.truth.labels[sneakers]]
+        assert np.median(np.abs(np.array(found) - angles)) < 8
+        steep = np.abs(angles) > 60  # beyond the axis wraps around
+        assert np.corrcoef(np.array(found)[~steep], angles[~steep])[0, 1] > 0.9
+
+    def test_noise_and_asymmetric_flips(self, draw):
+        d = draw("task=angle,noise=0.4,ood=0.5,flips=asymmetric,n=2000")
+        counts = np.bincount(d.truth.kind, minlength=3)
+        assert counts.tolist() == [1200, 400, 400]
+        wrong = d.truth.kind == MISLABELLED
+        step = d.observed.labels[wrong] - d.truth.labels[wrong]
+        assert (step[d.truth.labels[wrong] < 10] == 1).all()
+        assert (step[d.truth.labels[wrong] == 10] == -1).all()
+
+    def test_no_tail_between_angles(self):
+        with pytest.raises(InputError, match="imbalance is between garments"):
+            Draw.parse("task=angle,imbalance=10")
+        with pytest.raises(InputError, match="task must be one of garment, angle"):
+            Draw.parse("task=colour")

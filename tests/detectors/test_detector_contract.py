@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from chaffinch import registry
 from chaffinch.base.errors import InputError, MissingEvidence
+from chaffinch.base.linear import linear_probe
 from chaffinch.base.neighbors import Neighbors, nearest
 from chaffinch.base.runs import History
 from chaffinch.data import Observed
@@ -24,7 +25,7 @@ from chaffinch.evidence import REMEDIES, Evidence
 
 DETECTORS = registry.methods("detector")
 
-NOT_MADE_ALONE = {"history", "trusted"}
+NOT_MADE_ALONE = {"history", "joint", "trusted"}
 """Pieces of evidence that no detector makes for itself."""
 
 INEXACT = {"lsa": "its solver stops when it is near enough to the best plane"}
@@ -48,7 +49,13 @@ def cls(request):
 def evidence_of(X, y, n_classes, trusted, k=Evidence.K):
     """All evidence about features and labels; ``trusted`` are positions of samples known to be clean."""
     observed = Observed(y, tuple("abcdefgh"[:n_classes]), np.array([f"s{i:04}" for i in range(len(y))]))
-    return Evidence(observed, X, k=k, trusted=lambda: Trusted(X[trusted], y[trusted], trusted))
+    return Evidence(
+        observed,
+        X,
+        k=k,
+        trusted=lambda: Trusted(X[trusted], y[trusted], trusted),
+        joint=lambda: linear_probe(X, y, n_classes).logits,
+    )
 
 
 @pytest.fixture(scope="session")

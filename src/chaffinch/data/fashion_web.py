@@ -35,6 +35,9 @@ CONFUSED_WITH = (5, 3, 0, 1, 6, 0, 4)
 POOL_ID_PER_CLASS, POOL_OOD_PER_CLASS = 2_200, 3_200
 TRUSTED = 500
 FLIPS = ("symmetric", "asymmetric", "instance")
+TASKS = ("garment", "angle")
+ANGLES = tuple(range(-75, 76, 15))
+"""Degrees (counter-clockwise) by which the pictures of the task ``angle`` are turned; its classes, in order."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class Draw:
         ood: share of the noisy ones that are out-of-distribution; the rest carry a wrong label.
         flips: how wrong labels arise: symmetric, asymmetric or instance.
         seed: seed of the draw.
-        n: number of training pictures.
+        n: number of training pictures; with ``imbalance`` at most so many.
+        imbalance: how many times as many pictures the largest class has as the smallest, 1 or more; the classes
+            between them fall off geometrically.
+        task: ``garment``, or ``angle``: every picture is turned, and its label says by how much.
     """
 
     noise: float = 0.4
@@ -54,6 +60,8 @@ class Draw:
     flips: str = "symmetric"
     seed: int = 0
     n: int = 12_000
+    imbalance: float = 1.0
+    task: str = "garment"
 
     @classmethod
     def parse(cls, text: str) -> Draw:
@@ -81,6 +89,12 @@ class Draw:
             raise InputError(f"fashion-web: seed must not be negative, got {draw.seed}")
         if draw.n < 1:
             raise InputError(f"fashion-web: n must be at least 1, got {draw.n}")
+        if not 1 <= draw.imbalance < float("inf"):
+            raise InputError(f"fashion-web: imbalance must be 1 or more, got {draw.imbalance}")
+        if draw.task not in TASKS:
+            raise InputError(f"fashion-web: task must be one of {', '.join(TASKS)}, got {draw.task!r}")
+        if draw.task == "angle" and draw.imbalance != 1:
+            raise InputError("fashion-web: imbalance is between garments; leave it out with task=angle")
         return draw
 
     def __str__(self) -> str:
@@ -102,42 +116,77 @@ def load(options: str = "") -> NoisyDataset:
         raise InputError(
             f"fashion-web: n must be at most {len(id_images)} (the pool's in-distribution pictures), got {draw.n}"
         )
-    picks = rng.permutation(len(id_images))[: draw.n]
+    picks = rng.permutation(len(id_images))
+    if draw.imbalance > 1:
+        picks = picks[_long_tail(id_labels[picks], draw.imbalance)]
+    picks = picks[: draw.n]
     true = id_labels[picks].astype(np.int64)
     images = id_images[picks]
     ids = np.char.add("id-", picks.astype(str)).astype("U12")
 
-    places, foreign = noise.ood_replacement(draw.n, draw.noise * draw.ood, len(ood_images), rng)
+    places, foreign = noise.ood_replacement(len(picks), draw.noise * draw.ood, len(ood_images), rng)
     images[places] = ood_images[foreign]
+    test_images, test_labels = pool["test_images"], pool["test_labels"].astype(np.int64)
+    classes, becomes = CLASSES, CONFUSED_WITH
+    if draw.task == "angle":
+        classes = tuple(f"{angle}°" for angle in ANGLES)
+        becomes = (*range(1, len(ANGLES)), len(ANGLES) - 2)  # the next angle; of the last, the one before
+        true, test_labels = (rng.integers(0, len(ANGLES), len(rows)) for rows in (images, test_images))
+        images, test_images = _turned(images, true), _turned(test_images, test_labels)
     true[places] = -1
     ids[places] = np.char.add("ood-", foreign.astype(str))
 
-    given = np.where(true < 0, rng.integers(0, len(CLASSES), draw.n), true)
+    given = np.where(true < 0, rng.integers(0, len(classes), len(true)), true)
     rest = np.flatnonzero(true >= 0)
     if len(rest):
-        given[rest] = _flip(draw, images[rest], true[rest], rng)
+        wrong_rate = min(1.0, round(draw.noise * (1 - draw.ood) * len(true)) / len(rest))
+        given[rest] = _flip(draw.flips, images[rest], true[rest], wrong_rate, len(classes), becomes, rng)
     # Ids tell nothing about the kind, which must not leak into what a method may see.
     ids = np.array([f"fw-{digest(name)[:10]}" for name in ids.tolist()])
     return NoisyDataset(
         name=str(draw),
-        observed=Observed(labels=given, classes=CLASSES, ids=ids, images=images),
+        observed=Observed(labels=given, classes=classes, ids=ids, images=images),
         truth=Truth.of(given, true),
-        test=Split(pool["test_images"], pool["test_labels"].astype(np.int64)),
+        test=Split(test_images, test_labels),
         trusted=np.arange(TRUSTED, dtype=np.int64),
         note="Fashion-MNIST pictures (Zalando, MIT) with made label noise and foreign classes",
     )
 
 
+def _long_tail(labels: NDArray[Any], imbalance: float) -> NDArray[np.int64]:
+    """Rows to keep, in order, so that class sizes fall off geometrically; the first class keeps all."""
+    counts = np.bincount(labels)
+    sizes = counts.max() * imbalance ** -np.linspace(0, 1, len(counts))
+    keep = [np.flatnonzero(labels == c)[: max(1, round(size))] for c, size in enumerate(sizes)]
+    return np.sort(np.concatenate(keep))
+
+
+def _turned(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Each picture turned by the angle of its label, about its middle."""
+    from scipy.ndimage import rotate
+
+    turned = np.empty_like(images)
+    for c, angle in enumerate(ANGLES):
+        rows = labels == c
+        turned[rows] = rotate(images[rows], angle, axes=(2, 1), reshape=False, order=1)
+    return turned
+
+
 def _flip(
-    draw: Draw, images: NDArray[np.uint8], true: NDArray[np.int64], rng: np.random.Generator
+    flips: str,
+    images: NDArray[np.uint8],
+    true: NDArray[np.int64],
+    rate: float,
+    classes: int,
+    becomes: tuple[int, ...],
+    rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Wrong labels for the in-distribution rows, so that they are ``noise * (1 - ood)`` of *all* rows."""
-    rate = min(1.0, round(draw.noise * (1 - draw.ood) * draw.n) / len(true))
-    if draw.flips == "asymmetric":
-        return noise.asymmetric(true, rate, len(CLASSES), rng, CONFUSED_WITH)
-    if draw.flips == "instance":
-        return noise.instance_dependent(images, true, rate, len(CLASSES), rng)
-    return noise.symmetric(true, rate, len(CLASSES), rng)
+    """Given labels of the in-distribution rows, a share ``rate`` of them wrong."""
+    if flips == "asymmetric":
+        return noise.asymmetric(true, rate, classes, rng, becomes)
+    if flips == "instance":
+        return noise.instance_dependent(images, true, rate, classes, rng)
+    return noise.symmetric(true, rate, classes, rng)
 
 
 def read_pool() -> dict[str, NDArray[Any]]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+
+from .network import to_tensor
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,12 @@ class Augment:
     ratio: float = 4 / 3
     flip: float = 0.5
     jitter: float = 0.4
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Augment:
+        """From what a model card says; what it leaves out is the default."""
+        read: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**read)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """One random view of each picture: (B, C, H, W) in [0, 1] -> the same shape and range."""
@@ -53,3 +65,11 @@ class Augment:
             mean = x.mean((1, 2, 3), keepdim=True)
             x = (x - mean) * contrast + mean
         return x.clamp(0, 1)
+
+
+def augmented(images: NDArray[np.uint8], augment: Augment, seed: int) -> NDArray[np.uint8]:
+    """One random view of each picture: (N, H, W) or (N, H, W, 3) uint8 -> the same."""
+    generator = torch.Generator().manual_seed(seed)
+    view = augment(to_tensor(images), generator)
+    found: NDArray[np.uint8] = (view * 255).round().to(torch.uint8).movedim(1, -1).numpy()
+    return found[..., 0] if images.ndim == 3 else found

@@ -6,12 +6,15 @@ import ctypes
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 
 from ..base.errors import InputError
 from ..base.threads import cores
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def pick_device(wanted: str = "auto") -> str:
@@ -60,6 +63,8 @@ def local_processes() -> int:
 
 def engine(device: str, precision: str) -> Fabric:
     """What runs the training: one process, or those that ``torchrun`` has started."""
+    from lightning_fabric import Fabric
+
     accelerator, _, number = device.partition(":")
     mixed = "bf16-mixed" if precision == "bfloat16" else "32-true"
     world, local = int(os.environ.get("WORLD_SIZE", "1")), local_processes()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -15,6 +14,9 @@ from ..data import NoisyDataset
 from ..losses.base import Batch, ContrastiveLoss, LossOut
 from .augment import Augment
 from .network import PreActResNet, to_tensor
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 BACKGROUND = 0.25
 """Share of a batch that is drawn from the samples known to be clean, for losses that contrast the two groups."""
@@ -60,6 +62,15 @@ def by_sample(rows: Tensor, views: int) -> Tensor:
     return rows.reshape(views, -1, *rows.shape[1:]).transpose(0, 1)
 
 
+def gathered(fabric: Fabric, rows: Tensor) -> Tensor:
+    """Rows (B, ...) of every process, one after the other (W*B, ...); gradients find their way back."""
+    found = fabric.all_gather(rows, sync_grads=rows.requires_grad)
+    assert isinstance(found, Tensor)
+    if found.requires_grad:  # on the way back the engine would send what is not contiguous in the order of its memory
+        found.register_hook(lambda gradient: gradient.contiguous())  # type: ignore[no-untyped-call]
+    return found.flatten(0, 1)
+
+
 class Learner(nn.Module):
     """Network and loss as one module, so that an engine that spreads it over processes sees all of it."""
 
@@ -91,15 +102,15 @@ class Learner(nn.Module):
         """What the loss asks for, of all processes together."""
         needs, views = self.loss.needs, self.loss.views
 
-        def gathered(rows: Tensor) -> Tensor:
+        def together(rows: Tensor) -> Tensor:
             return self.gather(by_sample(rows.float(), views))
 
         return Batch(
-            z=gathered(self.network.head(h) if self.classify is None else self.classify(h)),
+            z=together(self.network.head(h) if self.classify is None else self.classify(h)),
             y=self.gather(y) if "y" in needs else None,
             index=self.gather(index) if "index" in needs else None,
-            h=gathered(h) if "h" in needs else None,
-            x=gathered(x) if "x" in needs else None,
+            h=together(h) if "h" in needs else None,
+            x=together(x) if "x" in needs else None,
             rng=rng if "rng" in needs else None,
             aux={name: self.gather(values) for name, values in aux.items()},
         )
@@ -131,14 +142,17 @@ class Pictures:
             self.index = torch.cat([self.index, torch.full((len(images),), -1, device=device)])
         if "target" in loss.needs:
             self.target = torch.tensor(class_numbers(observed.classes), device=device, dtype=torch.float32)
-        self.n, self.batch = len(observed), batch
-        self.steps = max(1, self.n // (batch - self.extra))
+        self.n = len(observed)
+        self.pool = torch.arange(self.n, device=device)
+        if self.extra and observed.trusted is not None and observed.trusted.any():
+            self.pool = self.pool[torch.as_tensor(~observed.trusted).to(device)]  # a group of their own
+        self.size = min(batch - self.extra, len(self.pool))
+        self.batch, self.steps = self.size + self.extra, len(self.pool) // self.size
 
     def order(self, rng: torch.Generator) -> Tensor:
         """(steps, B) rows of every step of an epoch, the background last."""
-        rows = torch.randperm(self.n, generator=rng, device=rng.device)
-        size = self.batch - self.extra
-        rows = rows[: self.steps * size].view(self.steps, size)
+        rows = self.pool[torch.randperm(len(self.pool), generator=rng, device=rng.device)]
+        rows = rows[: self.steps * self.size].view(self.steps, self.size)
         if not self.extra:
             return rows
         many = len(self.images) - self.n

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .device import device_name, engine, keep_freed_memory, local_processes, pic
 from .network import build
 from .record import Watch, marks
 from .state import State
-from .steps import Learner, Pictures, lacking
+from .steps import Learner, Pictures, gathered, lacking
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
         optimisers.append(torch.optim.AdamW(second, lr=recipe.learning_rate, weight_decay=0.0))
     module, *optimisers = fabric.setup(learner, *optimisers)
     if fabric.world_size > 1:
-        learner.gather = lambda rows: fabric.all_gather(rows, sync_grads=rows.requires_grad).flatten(0, 1)  # type: ignore[union-attr]
+        learner.gather = partial(gathered, fabric)
     data = Pictures(dataset, loss, min(recipe.batch, len(observed)), recipe.augment, fabric)
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(o, max_lr=recipe.learning_rate, total_steps=data.steps * recipe.epochs)

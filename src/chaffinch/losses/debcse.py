@@ -43,7 +43,7 @@ class DebCSE(ContrastiveLoss):
     being drawn: the sums are the expected values over n negatives and one positive. The propensity is in the
     probability already, so nothing is divided by it a second time. Remembered features are those of the encoder
     some epochs ago, centred because features behind a ReLU are all alike otherwise. A batch in which the two
-    similarities correlate above 0.9 falls back to plain InfoNCE; ``same_thing`` shows the correlation.
+    similarities correlate above 0.9 falls back to plain InfoNCE; ``similarity_correlation`` shows the correlation.
 
     Source: Miao, Du, Zhang, CIKM 2023, arXiv 2309.07396.
 
@@ -133,8 +133,8 @@ class DebCSE(ContrastiveLoss):
             surf, sem = self.similarities(batch)
             near = nearest(sem, min(NEIGHBOURS, b - 1)).repeat(v, v)
             sem = sem.repeat(v, v)
-            parts["same_thing"] = correlation(surf, sem, others)
-            if parts["same_thing"] <= TOO_ALIKE:
+            parts["similarity_correlation"] = correlation(surf, sem, others)
+            if parts["similarity_correlation"] <= TOO_ALIKE:
                 negative = negative_probability(surf, sem, self.surface_temperature, self.cut, others)
                 weight = v * (b - 1) * keep_uniform(negative, others, self.uniform_share)
                 log_weight = torch.where(others, weight.log(), log_weight)
@@ -199,7 +199,7 @@ def negative_probability(
 
 def keep_uniform(probability: Tensor, allow: Tensor, share: float) -> Tensor:
     """The probability with this share of it spread evenly over the candidates; all of it where a row is 0."""
-    even = allow / allow.sum(1, keepdim=True)
+    even = allow.to(probability.dtype) / allow.sum(1, keepdim=True)
     return torch.where(probability.sum(1, keepdim=True) > 0, torch.lerp(probability, even, share), even)
 
 

@@ -103,7 +103,7 @@ class Hydra(ContrastiveLoss):
         pairs, which = torch.unique(
             torch.minimum(y, partner) * classes + torch.maximum(y, partner), return_inverse=True
         )
-        logits = self.gate(pairs // classes, pairs % classes)
+        logits = self.gate(pairs // classes, pairs % classes).to(z.dtype)
         gates = logits.sigmoid()
         loss, count = pair_losses(gated_cosines(z, gates[which]) / self.temperature, y, partner)
         per_sample = loss.detach().view(v, b).sum(0) * (b / count)

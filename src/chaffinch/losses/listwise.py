@@ -36,7 +36,7 @@ class Listwise(ContrastiveLoss):
     candidates in it). It compares the clouds of rows, not row with row: a target given to the wrong anchor costs
     nothing, hence ``kl`` is the default here. ``ws2`` is computed on blocks of at most 64 anchors in the order of the
     batch, so with more views than that it depends on the order; the loss of a sample is its distance to the cloud's
-    best rotation onto P.
+    best rotation onto P, which says little about its own label.
 
     What differs from the paper: pictures, labels and super-classes in place of generated texts; the grades are scaled,
     without which the many candidates of grade 0 would hold most of the target; cosines and a temperature in place of
@@ -89,7 +89,6 @@ class Listwise(ContrastiveLoss):
         """Group the classes whose mean features of length 1 are near; a class without samples stays alone."""
         features, there = unit(features), torch.unique(y)
         centres = torch.stack([features[y == c].mean(0) for c in there])
-        self.super_class.copy_(torch.arange(len(self.super_class)))
         self.super_class[there] = there[average_linkage(centres, math.ceil(math.sqrt(len(there))))]
 
     def forward(self, batch: Batch) -> LossOut:

@@ -36,8 +36,9 @@ class MCLRec(ContrastiveLoss):
     where L_con is NT-Xent over the 2B rows of its two arguments, and σ+ and σ- are the cosines of the pairs and of
     all other rows of :math:`z^1, z^2`. The encoder's step lowers
     :math:`\lambda L_{cl1} + \beta L_{cl2} + \gamma R` while the augmenters rest; then `second`, on the same views seen
-    by the encoder just updated, lowers :math:`L_{cl2} + \gamma R` for the augmenters alone. R holds them back from
-    pairs that are trivially alike. No gradient passes through the encoder's step.
+    by the encoder just updated, lowers :math:`L_{cl2} + \gamma R` for the augmenters alone. R pulls pairs down and all
+    others up towards the line between them, so that the learnt views stay hard to tell apart. No gradient passes
+    through the encoder's step.
 
     Differs from the paper: there is no recommendation loss, so L_cl1 is the main loss with weight 1 and a
     temperature of its own (L_cl2 keeps 1), and γ is a tenth of the default β. h is normalised everywhere, so that
@@ -50,7 +51,8 @@ class MCLRec(ContrastiveLoss):
         temperature: of L_cl1, above 0; small values look at the nearest negatives only.
         lam: lambda, weight of L_cl1, 0 or more.
         beta: weight of L_cl2 in the encoder's step, 0 or more.
-        gamma: weight of R in both steps, 0 or more; too large, it pulls the views of one picture apart.
+        gamma: weight of R in both steps, 0 or more; R is smallest where all learnt views are alike, so near 1 and
+            above the learnt views of different pictures merge.
         per_row: draw the line of R for each row by itself.
     """
 
@@ -66,8 +68,8 @@ class MCLRec(ContrastiveLoss):
         summary="Two views of one picture attract and all other pictures repel, as in SimCLR, and so do further views "
         "that two small networks learn to make of the embeddings. No labels are used, so wrong labels cannot mislead "
         "it.",
-        fails_when="Pictures of one class are pushed apart too. The learnt views add little where the random ones are "
-        "already strong.",
+        fails_when="Pictures of one class are pushed apart too (false negatives). A large gamma makes the learnt views "
+        "of all pictures alike.",
     )
 
     augmenters: nn.ModuleList
@@ -135,6 +137,6 @@ class MCLRec(ContrastiveLoss):
         negative = (z @ z.T)[sample[:, None] != sample].view(2 * b, 2 * b - 2)
         positive = (z1 * z2).sum(1).repeat(2)
         held = regulariser(positive, negative, self.per_row)
-        shown = {"learnt views": learnt.total, "R": held, "positive": positive.mean(), "negative": negative.mean()}
-        shown["hardest negative"] = negative.max()
+        shown = {"learnt": learnt.total, "regulariser": held, "positive": positive.mean(), "negative": negative.mean()}
+        shown["hardest_negative"] = negative.max()
         return learnt, held, {name: float(value.detach()) for name, value in shown.items()}

@@ -15,7 +15,7 @@ CELL = 1 / 8
 """Width of a cell of negatives in units of the temperature."""
 ORDER = 6
 """Order of the Taylor series in a cell: with the width above its error is below 1e-12, its slope's below 1e-10."""
-LEAST = 0.001
+LEAST = 0.005
 """Least temperature: there are 2 / (CELL * temperature) cells."""
 
 
@@ -40,7 +40,7 @@ class MannWhitney(ContrastiveLoss):
     Source: Sheikholeslami, Hosseini, Bechard, Daruru, Rajeswar, 2025, arXiv 2510.00137.
 
     Args:
-        temperature: tau >= 0.001, in units of the cosine; the smaller, the closer to the AUC itself and the more only
+        temperature: tau >= 0.005, in units of the cosine; the smaller, the closer to the AUC itself and the more only
             the pairs near the threshold matter.
     """
 
@@ -74,7 +74,7 @@ class MannWhitney(ContrastiveLoss):
         positive = (z[:, one] * z[:, two]).sum(-1)  # (B, pairs of views)
         rows = z.flatten(0, 1)
         sample = torch.arange(b, device=z.device).repeat_interleave(v)
-        negative = (rows @ rows.T)[sample[:, None] < sample[None, :]]  # (N,)
+        negative = (rows @ rows.T).masked_select(sample[:, None] < sample[None, :])  # (N,)
         loss = pooled(positive.flatten(), negative, self.temperature).view(b, -1).mean(1)
         with torch.no_grad():
             parts = {

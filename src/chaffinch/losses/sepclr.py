@@ -28,7 +28,7 @@ def uniformity(log_k: Tensor) -> Tensor:
     r"""Logarithm of the mean kernel over all pairs of two samples, as (B,) shares whose mean is that.
 
     A sample's share is :math:`U + m_i / \bar m - 1`, with U the logarithm and m_i the sample's own mean kernel:
-    the first-order change of U with that sample's weight.
+    the tangent of the logarithm at the mean. It is large where a sample is crowded.
     """
     b = len(log_k)
     self_column = torch.eye(b, dtype=torch.bool, device=log_k.device)
@@ -58,12 +58,14 @@ class SepCLR(ContrastiveLoss):
         L &= L_c + \beta_s L_s + \beta_r R + \lambda J
 
     with T the targets and G the background of the batch; a sum over none of them is 0. J, the negative joint
-    entropy, falls as one code says less about the other (k-JEM); it does not force independence.
+    entropy, falls as one code says less about the other (k-JEM); it does not force independence. Salient codes can
+    grow without bound: where the mean length of the targets' codes, ``salient_norm``, passes 3 or so, the kernels
+    are 0 and nothing pushes any more.
 
     Differs from the paper: the two codes are linear maps of the features of one network instead of two networks,
     so what is salient and what is common compete for the same features; the projectors behind them have no batch
-    norm, and the salient one no biases: a representation of 0 is a code of 0. The weights fit small pictures; the
-    paper takes beta_s = beta_r = 1000 on photographs. Only the variant without attributes is here.
+    norm, and the salient one no biases: a salient representation of 0 is a salient code of 0. The weights fit small
+    pictures; the paper takes beta_s = beta_r = 1000 on photographs. Only the variant without attributes is here.
 
     Outputs are the representations that the projectors start from, not normalised. A small norm of the salient one
     says that a target has nothing that the background lacks.
@@ -142,9 +144,9 @@ class SepCLR(ContrastiveLoss):
         c = unit(self.common_projector(self.common(h)))
         s = self.salient_projector(self.salient(h))
         target = batch.aux["group"] == 1  # (B,)
-        # the mean over the batch of a sample's weight times its term is the mean over its group
-        of_targets = target / target.sum().clamp(min=1) * b
-        of_background = ~target / (~target).sum().clamp(min=1) * b
+        # with these weights the mean over the batch is the mean over a group, 0 where the group is empty
+        of_targets = b * target.to(h.dtype) / target.sum().clamp(min=1)
+        of_background = b * (~target).to(h.dtype) / (~target).sum().clamp(min=1)
 
         tau = self.temperature
         log_c = [log_kernel(view, tau) for view in c]
@@ -155,7 +157,7 @@ class SepCLR(ContrastiveLoss):
         joint = (joint_density(log_c[0], log_s[0]) + joint_density(log_c[1], log_s[1])) / 2
         loss: Tensor = common + self.beta_s * salient + self.beta_r * background + self.lam * joint  # (B,)
         norm = of_targets * s.detach().norm(dim=-1).mean(0)
-        named = {"common": common, "salient": salient, "background": background, "joint": joint, "salient norm": norm}
+        named = {"common": common, "salient": salient, "background": background, "joint": joint, "salient_norm": norm}
         return LossOut(loss.mean(), loss.detach(), {name: float(term.detach().mean()) for name, term in named.items()})
 
     def output(self, name: str, h: Tensor, x: Tensor) -> Tensor:

@@ -23,24 +23,31 @@ class Symile(ContrastiveLoss):
     With unit rows p (linear map of the features), e (small network on the Sobel magnitudes of the same view) and l
     (embedding of the given label), a learnt scale :math:`s` and :math:`\langle p, e, l\rangle = \sum_d p_d e_d l_d`,
 
-    .. math:: \ell_i = \frac13 \sum_{m \in \{p, e, l\}}
-        -\log \frac{e^{s\langle p_i, e_i, l_i\rangle}}{e^{s\langle p_i, e_i, l_i\rangle} + \sum_{q \in N_m(i)} e^{s q}}
+    .. math:: \ell_i = \frac13 \Big(\ell_i^p + \ell_i^e
+        - \log \frac{\pi_{y_i} e^{s\langle p_i, e_i, l_{y_i}\rangle}}{\sum_c \pi_c e^{s\langle p_i, e_i, l_c\rangle}}
+        \Big), \qquad \ell_i^m = -\log \frac{e^{s\langle p_i, e_i, l_{y_i}\rangle}}
+        {e^{s\langle p_i, e_i, l_{y_i}\rangle} + \sum_{q \in N_m(i)} e^{s q}}
 
     where :math:`N_m(i)` keeps modality m of sample i and takes the other two from anywhere in the batch: from one
     random permutation each (``n``: B-1 negatives, drawn anew for each m) or in all combinations (``n_squared``: all
-    :math:`B^2`). At the optimum the score is :math:`\log p(l \mid p, e) / p(l)` but for a term that no label changes.
+    :math:`B^2`). At the optimum the score is :math:`\log p(c \mid p, e) / p(c)` but for a term that no label changes.
 
-    Samples share their labels, so other samples build triples that are right as well: (p_i, e_i, l_j) with
-    :math:`y_j = y_i`, and for the anchor l_i the own pair (p_j, e_j) of any sample of that label. The paper counts
-    them as negatives; here a triple whose picture and edges are of one sample and whose label is that sample's is
-    left out. A right picture with a wrong label, or with other edges, stays a negative. Since labels have C values
-    only, the triples of ``n_squared`` are counted, not listed: B x B x C scores in place of three times :math:`B^3`.
+    The paper takes all modalities to be as rich as pictures. Labels have C values, hence two changes. Triples of
+    one sample's picture and edges with its label, wherever in the batch the label was taken from, are right, so they
+    are left out of the negatives; a right picture with a wrong label, or with other edges, stays. And where the
+    paper takes the label as the third anchor :math:`\ell^l`, all C labels are candidates for the pair of picture and
+    edges, weighted with their shares :math:`\pi_c` in the batch: a third anchor would mostly compare pairs that do
+    not belong together, which teaches little about labels. Both kinds have the same optimum; ``label_anchor``
+    brings the paper's back. In ``n_squared``, equal labels are counted, not listed: B x B x C scores in place of
+    three times :math:`B^3`.
 
-    Source: Saporta, Puli, Goldstein, Ranganath, NeurIPS 2024, arXiv 2411.01053; modalities and masking are ours.
+    Source: Saporta, Puli, Goldstein, Ranganath, NeurIPS 2024, arXiv 2411.01053; the modalities are ours.
 
     Args:
         negatives: ``n`` or ``n_squared``. The latter is exact and draws nothing, but keeps C*B*B numbers: for few
             classes or small batches. With ``n`` the loss of a sample depends on the order of the batch.
+        label_anchor: contrast the label with B pairs of pictures and edges, as the paper would, and not the pair with
+            C labels.
         dim: D, shared by the three modalities.
         log_scale: logarithm of s at the start; products of three unit rows are small, so it is large.
     """
@@ -52,8 +59,8 @@ class Symile(ContrastiveLoss):
         "(Saporta, Puli, Goldstein, Ranganath; NeurIPS 2024)",
         arxiv="2411.01053",
         year=2024,
-        formula=r"\ell_i = -\tfrac13\sum_m \log\frac{e^{s\langle p_i,e_i,l_i\rangle}}"
-        r"{e^{s\langle p_i,e_i,l_i\rangle}+\sum_{q\in N_m(i)} e^{s q}},\qquad "
+        formula=r"\ell_i^m = -\log\frac{e^{s\langle p_i,e_i,l_{y_i}\rangle}}"
+        r"{e^{s\langle p_i,e_i,l_{y_i}\rangle}+\sum_{q\in N_m(i)} e^{s q}},\qquad "
         r"\langle p,e,l\rangle=\sum_d p_d\,e_d\,l_d",
         summary="Picture, edge map and given label of a sample attract as a triple; triples mixed from several "
         "samples repel. The given labels are used: a wrong label pulls its picture towards the wrong class, and "
@@ -69,7 +76,7 @@ class Symile(ContrastiveLoss):
     edges: nn.Sequential
     label: nn.Embedding
 
-    def __init__(self, negatives: str = "n", dim: int = 64, log_scale: float = 3.0) -> None:
+    def __init__(self, negatives: str = "n", label_anchor: bool = False, dim: int = 64, log_scale: float = 3.0) -> None:
         super().__init__()
         if negatives not in NEGATIVES:
             raise InputError(f"negatives must be one of {', '.join(NEGATIVES)}, got {negatives!r}")
@@ -77,7 +84,7 @@ class Symile(ContrastiveLoss):
             raise InputError(f"dim must be at least 1, got {dim}")
         if not math.isfinite(log_scale):
             raise InputError(f"log_scale must be finite, got {log_scale}")
-        self.negatives, self.dim = negatives, dim
+        self.negatives, self.label_anchor, self.dim = negatives, label_anchor, dim
         self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))
 
     def setup(self, sizes: Sizes) -> None:
@@ -99,9 +106,12 @@ class Symile(ContrastiveLoss):
             loss = permuted((picture, edges, labels[y]), y, scale, batch.rng)  # (3, B)
         else:
             loss = combined(picture, edges, labels, y, scale)
-        best = (picture * edges).detach() @ labels.detach().T
+        share = torch.bincount(y, minlength=len(labels)).to(scale.dtype) / len(y)
+        fits = scale * (picture * edges) @ labels.T + share.log()  # (B, C), -inf where the batch has no such label
+        if not self.label_anchor:
+            loss = torch.stack([*loss[:2], F.cross_entropy(fits, y, reduction="none")])
         parts = dict(zip(("picture", "edges", "label"), loss.detach().mean(1).tolist(), strict=True))
-        parts |= {"scale": float(scale.detach()), "label_fits_best": float((best.argmax(1) == y).float().mean())}
+        parts |= {"scale": float(scale.detach()), "label_fits_best": float((fits.argmax(1) == y).float().mean())}
         return LossOut(loss.mean(), loss.detach().mean(0), parts)
 
     def output(self, name: str, h: Tensor, x: Tensor) -> Tensor:

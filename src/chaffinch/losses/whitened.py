@@ -90,8 +90,8 @@ class Whitened(ContrastiveLoss):
     def __init__(self, temperature: float = 0.05, groups: int = 0) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
-        if groups < 0 or groups != int(groups):
-            raise InputError(f"groups must be a whole number, 0 or more, got {groups}")
+        if groups < 0:
+            raise InputError(f"groups must be 0 or more, got {groups}")
         self.groups = int(groups)
 
     def setup(self, sizes: Sizes) -> None:
@@ -118,10 +118,9 @@ class Whitened(ContrastiveLoss):
         b, v, features = h.shape
         orders = [torch.randperm(features, generator=rng, device=h.device) for _ in range(v)]
         order = torch.stack(orders)[:, None].expand(v, b, features)
-        blocks = h.transpose(0, 1).gather(2, order).unflatten(2, (-1, self.width(b, features)))  # (V, B, G, d)
-        blocks, raised = zca(blocks.transpose(1, 2))
-        shuffled = blocks.transpose(1, 2).flatten(2)
-        return shuffled.gather(2, order.argsort(2)), raised
+        shuffled = h.transpose(0, 1).gather(2, order)  # (V, B, F)
+        blocks, raised = zca(shuffled.reshape(v, b, -1, self.width(b, features)).transpose(1, 2))  # (V, G, B, d)
+        return blocks.transpose(1, 2).flatten(2).gather(2, order.argsort(2)), raised
 
     def forward(self, batch: Batch) -> LossOut:
         """Loss of (B, V, F) features, V >= 2; view 1 is the anchor; needs no labels."""

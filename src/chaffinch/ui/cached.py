@@ -22,7 +22,7 @@ def study(spec: Spec) -> Study:
     Raises:
         InputError: the dataset cannot be opened.
     """
-    trained = encoder_cards(Workspace()).get(spec.encoder, (None, {}))[1].get("sha256", "")
+    trained = encoder_cards(Workspace()).get(spec.encoder.partition(":")[0], (None, {}))[1].get("sha256", "")
     with _OPENING:
         return _study(fingerprint(spec.dataset), trained, spec.dataset, spec.encoder, spec.seed, str(Workspace().root))
 
