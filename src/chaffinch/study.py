@@ -22,6 +22,7 @@ from . import projection, registry
 from .base.errors import InputError, MissingEvidence
 from .base.files import assets_dir, digest, read_json
 from .base.mixture import fit_mixture
+from .base.record import Record, load_record
 from .card import KINDS
 from .data import CLEAN, OOD, NoisyDataset, open_dataset
 from .data.dataset import finite_rows
@@ -299,6 +300,14 @@ class Study:
             InputError: there is no such encoder, or its card cannot be read.
         """
         return self._encoder()[1]
+
+    def record(self) -> Record | None:
+        """How the encoder's training treated its samples; None without an encoder, or where it left no record."""
+        if self.encoder == OWN_FEATURES or self.observed.images is None:
+            return None
+        path = self._encoder()[0]
+        path = path.with_name(f"{path.stem}.record.safetensors")
+        return load_record(path) if path.exists() else None
 
     def test_features(self) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
         """Features and labels of the test samples (without those set aside as trusted); None if there are none."""

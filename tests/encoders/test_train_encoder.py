@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from chaffinch import registry
 from chaffinch.base.errors import InputError
+from chaffinch.base.record import load_record
 from chaffinch.data import NoisyDataset, Observed
 from chaffinch.encoders.augment import Augment
 from chaffinch.encoders.checkpoint import load_encoder
 from chaffinch.encoders.device import device_name, pick_device, pick_precision
-from chaffinch.encoders.record import load_record
 from chaffinch.encoders.train import Recipe, train_encoder
 
 RECIPE = Recipe(
@@ -261,3 +262,97 @@ def test_pick_device_and_precision(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert pick_precision("auto", "cpu") == "float32"
     assert device_name("cpu").startswith("CPU, ")
+
+
+def test_record(unbroken):
+    """Every sample's loss and pull at the kept epochs; an interruption does not change it (see the bits above)."""
+    folder, _ = unbroken
+    record = load_record(folder / "toy.record.safetensors")
+    assert record.epochs.tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(record.rows, np.arange(64))
+    assert record.losses.shape == record.pulls.shape == (3, 64)
+    assert record.towards.shape == (3, 64, 2)
+    card = load_encoder(folder / "toy.safetensors").card
+    np.testing.assert_allclose(np.nanmean(record.losses.astype(float), axis=1), card.history, rtol=2e-3)
+    assert (record.pulls[~np.isnan(record.pulls)] >= 0).all()
+    assert np.nanmedian(record.pulls) > 0
+    assert np.nanmax(np.abs(record.towards)) <= 1.001
+
+
+def test_record_survives_an_interruption(unbroken, tmp_path):
+    run = train_encoder(toy(), RECIPE, tmp_path, "toy")
+    for _ in range(3):
+        next(run)
+    run.close()
+    train(tmp_path)
+    one, other = (load_record(folder / "toy.record.safetensors") for folder in (tmp_path, unbroken[0]))
+    for name, value in vars(one).items():
+        np.testing.assert_array_equal(value, getattr(other, name))
+
+
+def test_pulls_are_the_gradients_of_each_samples_own_loss(tmp_path):
+    """Cross-entropy of a linear head, where they are known: |h| |W^T (p - e_y)|, and what is learnt pulls less."""
+    train(tmp_path, replace(RECIPE, loss="ce", epochs=20), name="head")
+    record = load_record(tmp_path / "head.record.safetensors")
+    pulls = record.pulls.astype(float)
+    assert np.nanmean(pulls[-1]) < 0.7 * np.nanmean(pulls[0])
+    y, towards = toy().observed.labels, record.towards[0].astype(float)
+    given, other = towards[np.arange(64), y], towards[np.arange(64), 1 - y]
+    assert np.nanmedian(given - other) > 0.1, "the loss moves features towards their given class"
+
+
+def test_snapshots(unbroken):
+    _, progress = unbroken
+    snapshots = [p.snapshot for p in progress if p.snapshot]
+    assert [p.share for p in progress if p.snapshot] == [1.0] * 3
+    for epoch, snapshot in enumerate(snapshots):
+        assert len(snapshot.history) == epoch + 1
+        assert snapshot.xy.shape == (64, 2)
+        assert np.isfinite(snapshot.xy).all()
+        assert set(snapshot.parts) == {"attract", "repel"}
+        assert snapshot.speed > 0
+    turned = snapshots[1].xy.T @ snapshots[2].xy
+    assert np.allclose(turned, turned.T, atol=1e-4 * np.abs(turned).max()), "matched to the picture before"
+
+
+def test_a_loss_of_nan_stops_the_training(tmp_path):
+    with pytest.raises(InputError, match=r"the loss became nan in epoch 1; lower the learning rate"):
+        train(tmp_path, replace(RECIPE, learning_rate=1e30))
+
+
+def test_what_a_loss_lacks_is_said(tmp_path):
+    one_class = replace(toy().observed, labels=np.zeros(64, np.int64), classes=("only",))
+    with pytest.raises(InputError, match="supcon needs labels of at least two classes; toy has 1"):
+        train(tmp_path, replace(RECIPE, loss="supcon"), NoisyDataset("toy", one_class))
+    with pytest.raises(InputError, match="sepclr needs samples known to be clean"):
+        train(tmp_path, replace(RECIPE, loss="sepclr"))
+    with pytest.raises(InputError, match="supremix needs classes that are numbers"):
+        train(tmp_path, replace(RECIPE, loss="supremix"))
+    assert not list(tmp_path.iterdir())
+
+
+def with_everything():
+    """Classes that are numbers, and samples known to be clean: every loss can be trained on it."""
+    trusted = np.zeros(64, bool)
+    trusted[:8] = True
+    return NoisyDataset("toy", replace(toy().observed, classes=("0°", "15°"), trusted=trusted))
+
+
+@pytest.mark.parametrize("slug", registry.methods("loss"))
+def test_every_loss_trains_is_interrupted_resumes_and_embeds(tmp_path, slug):
+    recipe, dataset = replace(RECIPE, loss=slug, epochs=2), with_everything()
+    train(tmp_path, recipe, dataset, name="whole")
+    run = train_encoder(dataset, recipe, tmp_path, "parts")
+    for p in run:
+        if p.snapshot:
+            break
+    run.close()
+    torch.manual_seed(99)
+    train(tmp_path, recipe, dataset, name="parts")
+    assert same_bits(weights(tmp_path, "parts"), weights(tmp_path, "whole"))
+    encoder = load_encoder(tmp_path / "parts.safetensors")
+    assert encoder.card.loss == slug
+    for layer in encoder.layers:
+        features = encoder.embed(dataset.observed.images, layer=layer)
+        assert features.ndim == 2
+        assert np.isfinite(features).all()

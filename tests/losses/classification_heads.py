@@ -1,6 +1,7 @@
 """What the tests of the losses of a classification head share: logits, a gradient, and training on noisy digits."""
 
 import math
+from itertools import pairwise
 
 import torch
 from sklearn.datasets import load_digits
@@ -98,7 +99,7 @@ def trained(loss, seeds=(0, 1, 2), epochs=60, n=600):
     widths = (64, 256, 256, 10)
     weights = [
         ((4 * torch.rand(s, before + 1, after, generator=g) - 2) / before**0.5).requires_grad_()
-        for before, after in zip(widths, widths[1:], strict=False)
+        for before, after in pairwise(widths)
     ]
 
     def logits(x):

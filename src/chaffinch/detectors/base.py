@@ -123,7 +123,7 @@ class Detector(BaseEstimator):  # type: ignore[misc]
         return self.flags_.astype(np.int64)
 
 
-CLASS_WISE = frozenset({"pred_probs", "logits", "head", "history", "trusted"})
+CLASS_WISE = frozenset({"pred_probs", "logits", "head", "history", "joint", "trusted"})
 """Pieces of evidence whose columns are classes: with them, labels must be codes 0 to C-1."""
 
 FROM_FEATURES = frozenset({"neighbors", "pred_probs", "logits", "head"})

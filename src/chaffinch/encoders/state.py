@@ -13,8 +13,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..base.errors import InputError
+from ..base.record import Record
 from .checkpoint import write_tensors
-from .record import Record, Watch
+from .watch import Watch
 
 
 class State:

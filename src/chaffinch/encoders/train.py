@@ -23,9 +23,9 @@ from .augment import Augment
 from .checkpoint import Encoder, ModelCard
 from .device import device_name, engine, keep_freed_memory, local_processes, pick_device, pick_precision
 from .network import build
-from .record import Watch, marks
 from .state import State
 from .steps import Learner, Pictures, gathered, lacking
+from .watch import Watch, marks
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,10 @@ class SupReMix(ContrastiveLoss):
     come from the cosines between rows. A row without positives (one view, no equal target) adds 0.
 
     Differs from the paper: of the pairs (j, k) of a row, whose number grows with the square of the batch, at most
-    ``pairs`` are used. If there are more, the list of all pairs is cut into that many equal stretches and one of each
-    is drawn. In big batches with few targets the mixtures would otherwise outnumber all true rows by hundreds. Drawn
-    numbers belong to places in the batch: the same pictures in another order give the same loss only on average.
+    ``pairs`` are used. If there are more, the ring of all pairs is cut into that many equal stretches from a random
+    place on, and one of each is drawn: each pair is as likely as any other. In big batches with few targets the
+    mixtures would otherwise outnumber all true rows by hundreds. Drawn numbers belong to places in the batch: the same
+    pictures in another order give the same loss only on average.
 
     Source: Wu, Dong, Chen, Zhou, Zhou, preprint 2023, arXiv 2309.16633.
 
@@ -136,7 +137,8 @@ class SupReMix(ContrastiveLoss):
         """Beta numbers, from uniform ones by a table of the law's quantiles."""
         at = GRID * torch.rand(shape, generator=rng, device=rng.device)
         cell = at.long()
-        return torch.lerp(self.quantiles[cell], self.quantiles[cell + 1], at - cell)
+        low = self.quantiles[cell]
+        return low + (at - cell) * (self.quantiles[cell + 1] - low)
 
     def _between(self, t: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Rows j, k with a smaller and a larger target, (n, pairs) each, and which of the places are filled."""
@@ -145,10 +147,12 @@ class SupReMix(ContrastiveLoss):
         high = torch.searchsorted(ordered, t, right=True)
         below = torch.searchsorted(ordered, t) - low
         above = torch.searchsorted(ordered, t + self.window) - high
-        # Pair number p of a row is (p // above, p % above). One of each stretch is one of all where there are few.
-        edges = torch.arange(self.pairs + 1, device=t.device) * (below * above)[:, None] // self.pairs
+        # Pair number p of a row is (p // above, p % above). One of each stretch is each once where there are few.
+        total = (below * above)[:, None]
+        edges = torch.arange(self.pairs + 1, device=t.device) * total // self.pairs
         start, length = edges[:, :-1], edges.diff(dim=1)
-        p = start + (torch.rand(length.shape, generator=rng, device=t.device) * length).long()
+        draws = torch.rand(len(t), self.pairs + 1, generator=rng, device=t.device)
+        p = (start + (draws[:, 1:] * length).long() + (draws[:, :1] * total).long()) % total.clamp_min(1)
         real, width = length > 0, above.clamp_min(1)[:, None]
         j = torch.where(real, low[:, None] + p // width, 0)
         k = torch.where(real, high[:, None] + p % width, 0)

@@ -22,8 +22,8 @@ FLOOR = 1e-4
 def zca(x: Tensor, eps: float = EPS, floor: float = FLOOR) -> tuple[Tensor, Tensor]:
     """Whiten blocks (..., N, d) over their N rows; the whitening matrix counts as a constant in the gradient.
 
-    The symmetric inverse root turns the axes as little as possible. Its own gradient would divide by differences
-    of eigenvalues, which whitening makes small.
+    The symmetric inverse root turns the axes as little as possible. Differentiating the decomposition would divide
+    by differences of eigenvalues, which may be 0.
 
     Returns:
         The whitened blocks, and the (..., d) share of eigenvalues, 0 or 1 each, that the floor raised.
@@ -50,8 +50,10 @@ class Whitened(ContrastiveLoss):
               + \log\sum_{j=1}^{B} e^{z_i^{1\top} z_j^v/\tau}\Big)
 
     Every view and step draws a new permutation, so one picture has V differently whitened versions: more diverse
-    positives. Whitening holds the channels of a group uncorrelated, so that no direction of the features outweighs
-    the others. Both are gone after training: the map shows the plain features.
+    positives. What the loss sees has no dominant direction. Whitening and head are gone after training, and the map
+    shows the plain features, which nothing keeps from having one: in small trainings from scratch they filled fewer
+    directions than without whitening, and a trait that lasts over the views, such as brightness, took more of them.
+    The paper fine-tunes a pretrained language model instead.
 
     The paper whitens without safeguards. Here an eigenvalue below 1e-4 of the largest in its group is raised to
     that, 1e-5 is added to all, and a group has at most B/2 channels, so that dead channels and small batches stay
@@ -76,11 +78,12 @@ class Whitened(ContrastiveLoss):
         year=2023,
         formula=r"\ell_i = \sum_{v\ge 2}\Big(-s(z_i^1, z_i^v) + \log\sum_j e^{s(z_i^1, z_j^v)}\Big),\qquad "
         r"z^v = \tanh\big(A\,\mathrm{SGW}(h^v) + a\big),\quad s(a, b) = \cos(a, b)/\tau",
-        summary="Three views of one picture attract, all other pictures repel, after the features have been "
-        "decorrelated in small random groups, so that one dominant trait such as brightness cannot stretch the map. "
-        "No labels are used, so wrong labels cannot mislead it.",
-        fails_when="Batches are small, so the covariances are guesses, or many pictures are out of distribution: they "
-        "enter the covariances too. Directions of mere noise are amplified, and pictures of one class repel.",
+        summary="Three views of one picture attract and other pictures repel, after the features have been "
+        "decorrelated in small random groups, so that each direction counts alike in the loss. No labels are used, so "
+        "wrong labels cannot mislead it.",
+        fails_when="Pictures differ strongly in a trait that augmentation leaves, such as brightness: whitening hides "
+        "its size from the loss, and it may stretch the map. Directions of mere noise are amplified, small batches "
+        "make the covariances guesses, and foreign pictures enter them too.",
     )
     needs = frozenset({"h", "rng"})
     views = 3

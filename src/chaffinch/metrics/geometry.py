@@ -79,8 +79,9 @@ def isotropy(X: Features) -> float:
 
 
 def _unit(X: Features) -> NDArray[np.float64]:
-    rows: NDArray[np.float64] = np.asarray(X, np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    rows = np.asarray(X, np.float64)
+    unit: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def _drawn(X: Features, samples: int, seed: int) -> Features:

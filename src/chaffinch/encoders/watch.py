@@ -1,19 +1,15 @@
-"""What a training leaves behind besides weights: how each sample's loss went, and how hard and whereto it pulled."""
+"""Follows the samples through a training: how their losses go, how hard and whereto they pull."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..base.errors import InputError
-from .checkpoint import write_tensors
+from ..base.record import Record
 
 WATCHED = 20_000
 """At most so many samples are followed; of larger datasets a random part."""
@@ -23,45 +19,6 @@ SHOWN = 3_000
 
 TOWARDS = 100
 """With more classes than this, whereto a sample pulls is not kept."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """How a training treated the samples.
-
-    Attributes:
-        rows: (W,) positions in the dataset of the samples followed.
-        epochs: (R,) epochs at whose end this was noted, from 1.
-        losses: (R, W) loss of each sample, NaN where the epoch left it out.
-        pulls: (R, W) how hard each sample pulls: the length of the gradient of its loss with respect to its features,
-            times the length of the features, so that it is a change of loss per relative change of the features
-            (the weight of arXiv 2510.14824, for any loss).
-        towards: (R, W, C) cosine between the direction in which the loss moves the features of a sample and the
-            direction to the mean features of each given class; empty with more than `TOWARDS` classes.
-    """
-
-    rows: NDArray[np.int64]
-    epochs: NDArray[np.int64]
-    losses: NDArray[np.float16]
-    pulls: NDArray[np.float16]
-    towards: NDArray[np.float16]
-
-    def save(self, path: Path) -> None:
-        """Write it as a safetensors file."""
-        write_tensors(path, {name: torch.from_numpy(value) for name, value in vars(self).items()})
-
-
-def load_record(path: Path) -> Record:
-    """Read what `Record.save` wrote.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    try:
-        with safe_open(path, "np") as archive:
-            return Record(**{name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError) as error:
-        raise InputError(f"{path} is not a readable training record: {error}") from error
 
 
 class Watch:
