@@ -32,6 +32,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/probe.py
 	$(BIN)/python benchmarks/datalab.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/app.py
 
 clean:

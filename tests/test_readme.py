@@ -11,9 +11,11 @@ from chaffinch.cli import _parser
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def test_table_lists_every_detector_with_its_paper():
-    rows = dict(re.findall(r"^\| `([\w-]+)` \|[^[\n]*(?:\[([\d.]+)\].*)?\|$", README, re.M))
-    assert rows == {slug: cls.card.arxiv for slug, cls in registry.methods("detector").items()}
+@pytest.mark.parametrize("kind", ["detector", "loss"])
+def test_table_lists_every_method_with_its_paper(kind: str):
+    (table,) = re.findall(rf"^\| {kind} \|.*\n((?:\|.*\n)+)", README, re.M)
+    rows = dict(re.findall(r"^\| `([\w-]+)` \|[^[\n]*(?:\[([\d.]+)\].*)?\|$", table, re.M))
+    assert rows == {slug: cls.card.arxiv for slug, cls in registry.methods(kind).items()}
 
 
 def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -158,7 +158,7 @@ def method_rows(workspace: str | None = None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for kind in registry.FAMILIES:
         for slug, cls in registry.methods(kind).items():
-            card, needs = cls.card, cls.needs() if kind == "detector" else cls.needs
+            card, needs = cls.card, cls.asks() if kind == "loss" else cls.needs()
             rows.append(
                 {
                     "slug": slug,

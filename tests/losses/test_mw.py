@@ -263,7 +263,7 @@ def test_one_threshold_fits_all_anchors(seed):
     assert mw_hits == pytest.approx(nce_hits, abs=0.05)
 
 
-def areas(loss, seed, n=256, d=16, steps=150):
+def areas(loss, seed, n=192, d=16, steps=100):
     """AUC over all pairs and mean AUC of a row; half of the pictures is a dense clump of steady views."""
     g = torch.Generator().manual_seed(seed)
     dense = (torch.arange(n) % 2 == 0)[:, None]
@@ -291,7 +291,7 @@ def areas(loss, seed, n=256, d=16, steps=150):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_similarities_are_calibrated_over_pictures(seed):
-    """AUC over all pairs less that within rows, measured over seeds 0-2: .020-.025 against -.008-.000 (SimCLR)."""
+    """AUC over all pairs less that within rows, measured over seeds 0-3: .020-.025 against -.018-.005 (SimCLR)."""
     overall, row = areas(MannWhitney(0.02), seed)
     simclr_overall, simclr_row = areas(NTXent(0.02), seed)
     assert overall - row > simclr_overall - simclr_row + 0.01

@@ -95,6 +95,12 @@ class ContrastiveLoss(nn.Module):
     outputs: ClassVar[tuple[str, ...]] = ()
     """Further features that `output` gives once training is done; ``joint`` is (B, C): how well each label fits."""
 
+    @classmethod
+    def asks(cls) -> tuple[str, ...]:
+        """What a dataset must have: ``images``, and ``labels``, ``trusted`` samples or classes that are ``numbers``."""
+        wants = {"y": "labels", "logits": "labels", "group": "trusted", "target": "numbers"}
+        return ("images", *sorted({wants[name] for name in cls.needs if name in wants}))
+
     def setup(self, sizes: Sizes) -> None:
         """Build modules and buffers whose sizes depend on the data; default: nothing."""
 
@@ -131,6 +137,17 @@ def check_temperature(temperature: float, name: str = "temperature") -> float:
     if not 0 < temperature < float("inf"):
         raise InputError(f"{name} must be above 0 and finite, got {temperature}")
     return float(temperature)
+
+
+def check_weights(**weights: float) -> None:
+    """Check the weights of a loss's terms, given by name.
+
+    Raises:
+        InputError: one is not a finite number from zero.
+    """
+    for name, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise InputError(f"{name} must be 0 or more and finite, got {weight}")
 
 
 def at_least(count: int, least: int, what: str, slug: str) -> None:

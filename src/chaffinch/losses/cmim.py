@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..base.errors import InputError
 from ..card import MethodCard
-from .base import Batch, ContrastiveLoss, LossOut, Sizes, at_least, check_temperature, unit, wide
+from .base import Batch, ContrastiveLoss, LossOut, Sizes, at_least, check_temperature, unit
 
 CHANNELS = 16
 """Of the decoder's last hidden layer."""
@@ -153,7 +153,7 @@ class CMIM(ContrastiveLoss):
         if h is None or x is None or rng is None:
             raise ValueError("cmim needs the features h, the pictures x and a generator rng in its batch")
         at_least(len(h), 2, "samples", "cmim")
-        h = wide(h[:, 0]).to(self.mu.weight.dtype)
+        h = h[:, 0].to(self.mu.weight.dtype)
         mu, log_scale = self.mu(h), self.log_scale(h).clamp(min=self.min_log_scale)  # (B, D)
         noise = torch.randn(mu.shape, generator=rng, device=mu.device, dtype=mu.dtype)
         z = mu + log_scale.exp() * noise
@@ -176,5 +176,5 @@ class CMIM(ContrastiveLoss):
         """``mu``, (B, dim), or ``informative``, (B, at most 256), of features h; the pictures x are not used."""
         if name not in self.outputs:
             return super().output(name, h, x)
-        mu: Tensor = self.mu(wide(h).to(self.mu.weight.dtype))
+        mu: Tensor = self.mu(h.to(self.mu.weight.dtype))
         return mu if name == "mu" else self.decoder.pooled(mu)

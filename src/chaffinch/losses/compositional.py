@@ -179,7 +179,7 @@ class Compositional(ContrastiveLoss):
         f_x, f_y = self.negative_energy(x), self.negative_energy(math.sqrt(INFLATION) * y)
         log_w = log_weights(f_y, log_q, CLIP)
         self.log_u.copy_(track(self.log_u, log_w, self.gamma))
-        nll = meco(f_x, f_y, log_w, self.log_u.clone()).view(b, v).mean(1)
+        nll = meco(f_x, f_y, log_w, self.log_u).view(b, v).mean(1)
         share = log_w.softmax(0)
         parts = {
             **contrast.parts,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..base.errors import InputError
 from ..card import MethodCard
-from .base import Batch, ContrastiveLoss, LossOut, Sizes
+from .base import Batch, ContrastiveLoss, LossOut, Sizes, check_weights
 from .ce import log_probs, mean_of_views
 
 
@@ -59,8 +59,7 @@ class EarlyLearningRegularisation(ContrastiveLoss):
         super().__init__()
         if not 0 <= beta < 1:
             raise InputError(f"beta must be from 0 to below 1, got {beta}")
-        if not 0 <= lam < float("inf"):
-            raise InputError(f"lam must be 0 or more and finite, got {lam}")
+        check_weights(lam=lam)
         self.beta, self.lam = float(beta), float(lam)
 
     def setup(self, sizes: Sizes) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import InputError
 from ..card import MethodCard
-from .base import Batch, ContrastiveLoss, LossOut, Sizes, at_least, check_temperature, unit
+from .base import Batch, ContrastiveLoss, LossOut, Sizes, at_least, check_temperature, check_weights, unit
 from .simclr import NTXent
 
 
@@ -84,9 +83,7 @@ class MCLRec(ContrastiveLoss):
     ) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
-        for name, weight in {"lam": lam, "beta": beta, "gamma": gamma}.items():
-            if not 0 <= weight < float("inf"):
-                raise InputError(f"{name} must be 0 or more and finite, got {weight}")
+        check_weights(lam=lam, beta=beta, gamma=gamma)
         self.lam, self.beta, self.gamma, self.per_row = float(lam), float(beta), float(gamma), bool(per_row)
         self.main, self.crossed = NTXent(temperature), NTXent(1.0)
 

@@ -107,7 +107,7 @@ def pooled(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
         term = term * offset / (m + 1)
 
     gap = (middle - positive[:, None]) / temperature  # (P, cells)
-    value = -nn.functional.logsigmoid(-gap)  # library softplus is off by 2e-9 above 20
+    value = nn.functional.softplus(gap)
     s = torch.sigmoid(gap)
     by_power = slopes(term).T @ torch.stack(moments[1:])  # (ORDER, cells)
     series = torch.zeros_like(s)

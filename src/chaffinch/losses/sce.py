@@ -8,7 +8,7 @@ import torch
 
 from ..base.errors import InputError
 from ..card import MethodCard
-from .base import Batch, ContrastiveLoss, LossOut
+from .base import Batch, ContrastiveLoss, LossOut, check_weights
 from .ce import log_probs, mean_of_views
 
 
@@ -49,9 +49,7 @@ class SymmetricCrossEntropy(ContrastiveLoss):
 
     def __init__(self, alpha: float = 0.1, beta: float = 1.0, A: float = math.log(1e-4)) -> None:
         super().__init__()
-        for name, weight in {"alpha": alpha, "beta": beta}.items():
-            if not 0 <= weight < float("inf"):
-                raise InputError(f"{name} must be 0 or more and finite, got {weight}")
+        check_weights(alpha=alpha, beta=beta)
         if alpha == beta == 0:
             raise InputError("alpha and beta are both 0: nothing would be learnt; set one of them above 0")
         if not -float("inf") < A < 0:

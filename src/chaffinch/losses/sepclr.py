@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..base.errors import InputError
 from ..card import MethodCard
-from .base import Batch, ContrastiveLoss, LossOut, Sizes, at_least, check_temperature, unit, wide
+from .base import Batch, ContrastiveLoss, LossOut, Sizes, at_least, check_temperature, check_weights, unit, wide
 
 
 def log_kernel(a: Tensor, temperature: float) -> Tensor:
@@ -115,9 +115,7 @@ class SepCLR(ContrastiveLoss):
     ) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
-        for name, weight in {"beta_s": beta_s, "beta_r": beta_r, "lam": lam}.items():
-            if not 0 <= weight < float("inf"):
-                raise InputError(f"{name} must be 0 or more and finite, got {weight}")
+        check_weights(beta_s=beta_s, beta_r=beta_r, lam=lam)
         if size < 1:
             raise InputError(f"size must be 1 or more, got {size}")
         self.beta_s, self.beta_r, self.lam, self.size = float(beta_s), float(beta_r), float(lam), int(size)

@@ -40,7 +40,8 @@ GROUPS = {
     "record": "training record",
     "trusted": "trusted samples",
     "labels": "given labels",
-    "views": "views of pictures",
+    "images": "pictures",
+    "joint": "Symile encoder",
 }
 PIECES = {
     "features": ("features", "features of the pictures, from an encoder or from you"),
@@ -50,8 +51,10 @@ PIECES = {
     "neighbors": ("neighbours", "the nearest neighbours of each picture among the features"),
     "history": ("record", "a training record: what a small network said of each picture, epoch by epoch"),
     "trusted": ("trusted", "some samples whose labels are known to be right"),
-    "z": ("views", "two or more randomly changed views of each picture"),
-    "y": ("labels", "the given labels"),
+    "joint": ("joint", "an encoder that was trained on pictures and labels together (Symile)"),
+    "images": ("images", "pictures"),
+    "labels": ("labels", "the given labels"),
+    "numbers": ("labels", "classes that are numbers, such as angles or ages"),
 }
 """Piece of evidence -> the filter it belongs to, and what it is in plain words."""
 
@@ -102,8 +105,8 @@ def catalogue() -> tuple[Method, ...]:
     found = []
     for kind in registry.FAMILIES:
         for cls in registry.methods(kind).values():
-            needs = getattr(cls, "needs", ())
-            found.append(Method(kind, cls, tuple(needs() if callable(needs) else sorted(needs))))
+            needs = getattr(cls, "asks", getattr(cls, "needs", tuple))
+            found.append(Method(kind, cls, tuple(needs())))
     order = list(registry.FAMILIES)
     return tuple(sorted(found, key=lambda m: (order.index(m.kind), m.card.name.casefold())))
 
