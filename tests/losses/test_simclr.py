@@ -186,7 +186,8 @@ def test_one_view_is_an_error():
 
 def test_the_base_class_is_not_a_loss():
     base = ContrastiveLoss()
-    base.on_epoch(torch.zeros(2, 2), None, 0)
+    assert not base.wants_epoch(0)
+    assert base.second_parameters() == []
     with pytest.raises(TypeError, match="does not define forward"):
         base(Batch(z=batch_of()))
 

@@ -37,7 +37,7 @@ class DCL(ContrastiveLoss):
         year=2022,
         formula=r"\ell_i = -S_{i,p(i)} + \log\sum_{j\notin\{i,p(i)\}} e^{S_{ij}},\qquad S_{ij} = z_i^\top z_j/\tau",
         summary="Two views of one picture attract with a force that never fades, all other pictures repel. No labels "
-        "are used, so wrong labels cannot mislead it. Learns well from small batches.",
+        "are used, so wrong labels cannot mislead it. Made for small batches.",
         fails_when="The temperature is very small: views that agree already are drawn together without end. Pictures "
         "of one class are pushed apart too (false negatives).",
     )
@@ -48,7 +48,6 @@ class DCL(ContrastiveLoss):
 
     def forward(self, batch: Batch) -> LossOut:
         """Loss of (B, V, D) projections, B >= 2, V >= 2; needs no labels."""
-        b, v, _ = batch.z.shape
         attract, repel, q = decoupled(batch.z, self.temperature, self.card.slug)
         loss = repel - attract  # (V, B)
         parts = {"attract": -float(attract.detach().mean()), "repel": float(repel.detach().mean()), "q": q}
