@@ -199,16 +199,7 @@ def _embed(args: argparse.Namespace) -> int:
     meter = Meter(args.quiet)
     workspace = Workspace(args.workspace)
     study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed)
-    report: Any = meter
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a stopped job leaves no temporary files behind
-    if args.job:
-        told: dict[str, float] = {}
-
-        def report(what: str, share: float) -> None:
-            if share >= 1 or what not in told or time.monotonic() - told[what] > 0.2:
-                told[what] = time.monotonic()
-                workspace.note(args.job, {"what": what, "share": share, "pid": os.getpid()})
-
+    report = _reporter(workspace, args.job, meter)
     try:
         study.embed(report, device=args.device)
         report("neighbours", 0.0)
@@ -234,6 +225,21 @@ def _embed(args: argparse.Namespace) -> int:
         f"{study.dataset.name}: features and {args.map} map are in {workspace.root}" + (f" ({trust})" if trust else "")
     )
     return 0
+
+
+def _reporter(workspace: Workspace, job: str | None, meter: Meter) -> Any:
+    """Where progress goes: to the meter, or where the app has started this, into the note of the job."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a stopped job leaves no temporary files behind
+    if not job:
+        return meter
+    told: dict[str, float] = {}
+
+    def report(what: str, share: float) -> None:
+        if share >= 1 or what not in told or time.monotonic() - told[what] > 0.2:
+            told[what] = time.monotonic()
+            workspace.note(job, {"what": what, "share": share, "pid": os.getpid()})
+
+    return report
 
 
 def _train_encoder(args: argparse.Namespace) -> int:
@@ -290,8 +296,6 @@ def _train_encoder(args: argparse.Namespace) -> int:
             print(f"\nstopped; the same command goes on from the last whole epoch in {folder}", file=sys.stderr)
             return 1
         except InputError as error:
-            if args.job:
-                workspace.note(args.job, {"error": str(error)})
             if not every:
                 raise
             print(f"chaffinch: {slug}: {error}", file=sys.stderr)
@@ -309,9 +313,17 @@ def _compare_encoders(args: argparse.Namespace) -> int:
 
     workspace = Workspace(args.workspace)
     dataset = open_dataset(args.dataset)
-    rows, failed = line_up(
-        dataset, args.encoder, workspace=workspace, seed=args.seed, report=Meter(args.quiet), skip=not args.encoder
-    )
+    report = _reporter(workspace, args.job, Meter(args.quiet))
+    try:
+        rows, failed = line_up(
+            dataset, args.encoder, workspace=workspace, seed=args.seed, report=report, skip=not args.encoder
+        )
+    except InputError as error:
+        if args.job:
+            workspace.note(args.job, {"error": str(error)})
+        raise
+    if args.job:
+        workspace.note(args.job, {"done": True, "skipped": failed})
     if args.ship:
         for name in rows:
             study = Study(dataset, name, workspace=workspace, seed=args.seed)
@@ -337,12 +349,13 @@ def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: A
     from .encoders.train import train_encoder
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a stopped job leaves no temporary files behind
-    told, live = 0.0, dict[str, Any]()
-    for p in train_encoder(dataset, recipe, path.parent, path.stem):
+    noted = (workspace.noted(job) if job else None) or {}
+    told, live = 0.0, {key: noted[key] for key in ("history", "parts", "speed") if key in noted}
+    for p in _watched(train_encoder(dataset, recipe, path.parent, path.stem), workspace, job, live):
         what = f"{recipe.loss}: epoch {p.epoch + 1} of {p.epochs}"
         meter(what, p.share, left=p.seconds_left, detail=f", loss {p.loss:.4f}")
         if p.snapshot:
-            live = {"history": p.snapshot.history, "parts": p.snapshot.parts, "speed": p.snapshot.speed}
+            live |= {"history": p.snapshot.history, "parts": p.snapshot.parts, "speed": p.snapshot.speed}
             if job:
                 workspace.store("live", job, {"rows": p.snapshot.rows, "xy": p.snapshot.xy})
         if job and (p.snapshot or time.monotonic() - told > 0.5):
@@ -352,6 +365,16 @@ def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: A
             workspace.note(job, state | live)
     if job:
         workspace.note(job, {"done": True, "encoder": path.stem} | live)
+
+
+def _watched(steps: Any, workspace: Workspace, job: str | None, live: dict[str, Any]) -> Any:
+    """The steps of a training; if it cannot go on, the job's note says why and keeps what it has shown so far."""
+    try:
+        yield from steps
+    except InputError as error:
+        if job:
+            workspace.note(job, {"error": str(error)} | live)
+        raise
 
 
 def _app(args: argparse.Namespace) -> int:
@@ -472,6 +495,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--encoder", action="append", metavar="NAME[:OUTPUT]", help="which (repeat; default: all)")
     compare.add_argument("--json", action="store_true", help="one JSON document on standard output")
     compare.add_argument("--ship", metavar="DIR", help="also write figures, map and verdict of each into this folder")
+    compare.add_argument("--job", help=argparse.SUPPRESS)
     compare.set_defaults(run=_compare_encoders)
 
     pool = commands.add_parser("build-pool", help="rebuild the bundled pictures from the original Fashion-MNIST files")

@@ -94,8 +94,7 @@ def known(study: Study) -> bool:
 
 
 def _measure(study: Study, report: Report) -> Row:
-    report("embedding", 0.0)
-    X = study.embed(report)
+    X = study.embed(_within(report, 0.0, 0.2))
     if X is None:
         raise InputError(f"{study.dataset.name} has neither pictures nor features")
     row: Row = {}
@@ -103,7 +102,7 @@ def _measure(study: Study, report: Report) -> Row:
     if truth is not None and 0 < (foreign := truth.kind == OOD).sum() < len(foreign):
         out_of_fold = linear_probe(X, foreign.astype(np.int64), 2, seed=study.seed).pred_probs[:, 1]
         row["auroc_ood_linear"] = auroc(out_of_fold, foreign)
-    report("test pictures", 0.0)
+    report("test pictures", 0.2)
     if (test := study.test_features()) is not None:
         features, labels = test
         near = nearest_in(X, features, NEIGHBOURS)
@@ -112,24 +111,29 @@ def _measure(study: Study, report: Report) -> Row:
         W, b = study.evidence.head
         row["knn_accuracy"] = float((votes.argmax(axis=1) == labels).mean())
         row["linear_accuracy"] = float(((features @ W.T + b).argmax(axis=1) == labels).mean())
-    report("geometry", 0.0)
+    report("geometry", 0.35)
     if (views := study.two_views(VIEWS)) is not None:
         row["alignment"] = alignment(*views)
     row |= {"uniformity": uniformity(X), "effective_rank": effective_rank(X), "isotropy": isotropy(X)}
     cuts = [Cut(slug) for slug in registry.methods("detector")]
-    done, skipped = run_detectors(study, cuts, skip=True, report=report)
+    done, skipped = run_detectors(study, cuts, skip=True, report=_within(report, 0.4, 0.9))
     if truth is not None:
         figures = {d.slug: study.figures(d, d.own) for d in done}
         wanted = ("auroc_ood", "auroc_mislabelled")
         row["detectors"] = {slug: {key: found.get(key) for key in wanted} for slug, found in figures.items()}
     row["skipped"] = skipped
-    verdict = study.verdict(report=report)
+    verdict = study.verdict(report=_within(report, 0.9, 1.0))
     row["called"] = dict(zip(KINDS, np.bincount(verdict.kinds, minlength=len(KINDS)).tolist(), strict=True))
     row["verdict_macro_f1"] = study.judged(verdict).get("macro_f1")
     if study.encoder != OWN_FEATURES:
         card = study.card()
         row["seconds_per_epoch"] = card["seconds"] / card["epochs"]
     return {key: value for key, value in row.items() if value is not None}
+
+
+def _within(report: Report, start: float, end: float) -> Report:
+    """Tells of a part of the work as a part of the whole."""
+    return lambda what, share: report(what, start + (end - start) * share)
 
 
 def line_up(

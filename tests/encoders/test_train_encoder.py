@@ -1,6 +1,9 @@
 """Training of encoders: it learns, it says what it did, and an interruption leaves no trace in the result."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -356,3 +359,26 @@ def test_every_loss_trains_is_interrupted_resumes_and_embeds(tmp_path, slug):
         features = encoder.embed(dataset.observed.images, layer=layer)
         assert features.ndim == 2
         assert np.isfinite(features).all()
+
+
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+from chaffinch.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of file sizes are POSIX")
+def test_full_disk_while_saving(tmp_path):
+    """The state after an epoch does not fit: said in one line, nothing half-written, the last good state kept."""
+    images = toy().observed.images
+    np.savez(tmp_path / "toy.npz", images=images, labels=toy().observed.labels)
+    options = ["train-encoder", f"arrays:{tmp_path / 'toy.npz'}", "--epochs", "2", "--batch", "32", "--quiet"]
+    options += ["--architecture", "preact-resnet-8-16-32", "--device", "cpu", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, *options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "simclr.partial.safetensors cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []

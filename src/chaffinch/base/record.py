@@ -36,9 +36,16 @@ class Record:
     towards: NDArray[np.float16]
 
     def save(self, path: Path) -> None:
-        """Write it as a safetensors file."""
+        """Write it as a safetensors file, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written, such as on a full disk.
+        """
         with replacing(path) as temporary:
-            save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, temporary)
+            try:
+                save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, temporary)
+            except SafetensorError as error:
+                raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def load_record(path: Path) -> Record:

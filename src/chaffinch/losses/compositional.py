@@ -94,7 +94,7 @@ def whiten(rows: Tensor) -> Tensor:
 
 
 class Compositional(ContrastiveLoss):
-    r"""SimCLR, and features whose density a small energy model finds likely.
+    r"""SimCLR, and beside it a small energy model that learns how probable the features are.
 
     With the features h of all views, projected to d fixed random directions and whitened by the batch to x,
 
@@ -107,18 +107,22 @@ class Compositional(ContrastiveLoss):
     the log of a mini-batch mean is biased. MECO's gradient of log Z weighs :math:`\nabla f(y_j)` by
     :math:`e^{f(y_j)} / (q(y_j)\, u_t)` and takes u as a constant; u is updated before it is used.
 
-    MECO estimates densities; it says nothing of encoders. Alone it would shape none (a constant is the most likely
-    feature of all), so NT-Xent does, and :math:`\lambda`, which is ours, asks how much its features shall be easy to
-    model as well. The gradient passes through the whitening, so features cannot become likely by shrinking, only by
-    gathering in dense spots. That is a pull towards few directions all the same: on digits, batch-normalised
-    features bore .1 (effective rank 15 to 13), others .03 only, and 1 collapsed both. Random directions instead of all
-    features, because weights of noise in 128 dimensions vary too much.
+    MECO estimates densities; it says nothing of encoders, which it would collapse (a constant is the likeliest feature
+    of all). So NT-Xent shapes the encoder, and the energy model watches: the encoder is SimCLR's, but the loss of each
+    sample also says how improbable its features were. With ``shape`` the energy model pulls at the encoder too. That
+    gradient passes through the whitening, so features cannot become likely by shrinking, only by gathering in dense
+    spots; it is a pull towards few directions all the same, and nothing was seen to gain by it. On 3,000 pictures of the
+    bundled set, weights 0, .03 and .1 gave effective ranks of 4.3, 2.5 and 1.9 and 10-neighbour purities of .60, .56
+    and .47; 1 collapsed encoders of digits.
+
+    Random directions instead of all features, because weights of noise in 128 dimensions vary too much.
 
     Source: Jiang, Qin, Wu, Chen, Yang, Zhang, ICML 2023, arXiv 2306.07485.
 
     Args:
         temperature: tau > 0 of NT-Xent.
         weight: lambda >= 0, on nats of likelihood; 0 = SimCLR.
+        shape: let the gradient of the likelihood into the encoder; then keep the weight below .03.
         gamma: share of u that one batch makes, above 0 and up to 1 (no memory).
         dim: d, directions of the features that are modelled; at most 64.
     """
@@ -132,10 +136,10 @@ class Compositional(ContrastiveLoss):
         year=2023,
         formula=r"\ell_i = \ell^{\text{NT-Xent}}_i + \lambda\big(\log u_t - f(x_i)\big),\quad "
         r"u_t = (1-\gamma)u_{t-1} + \tfrac{\gamma}{m}\textstyle\sum_j e^{f(y_j)}/q(y_j)",
-        summary="As SimCLR: two views of one picture attract, all other pictures repel. Besides, an energy model "
-        "learns where features are dense, and features are drawn there. No labels are used.",
-        fails_when="The weight is too large: features fall into a few directions. Foreign pictures may be drawn into "
-        "the dense spots too.",
+        summary="The encoder learns as with SimCLR: two views of one picture attract, all others repel, no labels. "
+        "Beside it an energy model learns how probable the features are, and improbable pictures get a larger loss.",
+        fails_when="Foreign pictures are many: then they are as probable as the others. Where the energy model may shape "
+        "the encoder, features fall into a few directions unless the weight is small.",
     )
     needs = frozenset({"z", "h", "rng"})
 
@@ -143,7 +147,14 @@ class Compositional(ContrastiveLoss):
     axes: Tensor
     log_u: Tensor
 
-    def __init__(self, temperature: float = 0.2, weight: float = 0.03, gamma: float = 0.1, dim: int = 32) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.2,
+        weight: float = 0.1,
+        shape: bool = False,
+        gamma: float = 0.1,
+        dim: int = 32,
+    ) -> None:
         super().__init__()
         self.contrast = NTXent(temperature)
         if not 0 <= weight < math.inf:
@@ -152,7 +163,7 @@ class Compositional(ContrastiveLoss):
             raise InputError(f"gamma must be above 0 and up to 1, got {gamma}")
         if not 1 <= dim <= 64:
             raise InputError(f"dim must be from 1 to 64, beyond which weights of noise vary too much, got {dim}")
-        self.weight, self.gamma, self.dim = float(weight), float(gamma), int(dim)
+        self.weight, self.shape, self.gamma, self.dim = float(weight), shape, float(gamma), int(dim)
         self.register_buffer("log_u", torch.tensor(-math.inf))
 
     def setup(self, sizes: Sizes) -> None:
@@ -173,7 +184,7 @@ class Compositional(ContrastiveLoss):
         at_least(b, 2, "pictures", self.card.slug)
         contrast = self.contrast(batch)
         h = wide(batch.h).flatten(0, 1)
-        x = whiten(h @ self.axes.to(h.dtype))  # (B*V, d)
+        x = whiten((h if self.shape else h.detach()) @ self.axes.to(h.dtype))  # (B*V, d)
         y = torch.randn(NOISE * b, x.shape[1], generator=batch.rng, device=x.device, dtype=x.dtype)
         log_q = -(y.square().sum(1) + x.shape[1] * math.log(2 * math.pi * INFLATION)) / 2
         f_x, f_y = self.negative_energy(x), self.negative_energy(math.sqrt(INFLATION) * y)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from ..base.errors import InputError
 from ..data.sources import fingerprint
 from ..spec import Spec
-from ..study import Study, encoder_cards
+from ..study import Study, embeddings, encoder_cards
 from ..thumbnails import Sheets, make_sheets
 from ..workspace import Workspace
 
@@ -52,8 +52,9 @@ def _sheets(of: Study) -> Sheets:
 def encoder_names() -> dict[str, str]:
     """The encoders at hand and one line on each, from their model cards."""
     return {
-        name: card.get("error") or f"{card['loss']}, {card['epochs']} epochs on {card['dataset']} ({card['device']})"
+        spelled: card.get("error") or f"{card['loss']}, {card['epochs']} epochs on {card['dataset']} ({card['device']})"
         for name, (_, card) in encoder_cards(Workspace()).items()
+        for spelled in embeddings(name, card)
     }
 
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +35,7 @@ from .gallery import sheets_data
 if TYPE_CHECKING:
     from streamlit.components.v2.types import ComponentRenderer
 
-EMPHASISED, MARKED = 1, 2  # bits of a point's state
+EMPHASISED, MARKED, SELECTED = 1, 2, 4  # bits of a point's state
 KEPT_FILES = 64  # served arrays; the least recently used go first
 MAX_VERTICES = 2000
 
@@ -72,6 +72,46 @@ class MapEvent:
     polygon: NDArray[np.float64] | None
 
 
+@dataclass(frozen=True)
+class Link:
+    """The selection shared by maps that show the same samples at different places.
+
+    Attributes:
+        group: name of the maps.
+        key: the map that it was drawn on, or None without a selection.
+        polygon: (V, 2) float64 outline in the coordinates of that map, or None.
+        within: (N,) bool, the samples inside, or None.
+        held: the outline as the browser knows it, or None.
+        newest: when the last change that is taken in was made.
+    """
+
+    group: str
+    key: str | None = None
+    polygon: NDArray[np.float64] | None = None
+    within: NDArray[np.bool_] | None = None
+    held: Mapping[str, Any] | None = None
+    newest: float = 0
+
+
+def link(
+    group: str, maps: Mapping[str, NDArray[np.floating[Any]]], first: Mapping[str, NDArray[np.float64] | None]
+) -> Link:
+    """What is selected on a group of maps that show the same samples at different places; ask before drawing them.
+
+    Args:
+        group: name of the maps.
+        maps: key -> (N, 2) positions, of every map of the group that will be drawn.
+        first: key -> the outline that is there when the map is drawn for the first time.
+    """
+    versions = {key: digest(np.ascontiguousarray(xy, dtype=np.float32)) for key, xy in maps.items()}
+    memory = _memory(group, versions, first)
+    held = memory["held"]
+    if held is None:
+        return Link(group, newest=memory["newest"])
+    polygon = np.asarray(held["points"], dtype=np.float64)
+    return Link(group, held["key"], polygon, inside(maps[held["key"]], polygon), held, memory["newest"])
+
+
 def scatter_map(
     xy: NDArray[np.floating[Any]],
     colours: Colours,
@@ -86,10 +126,12 @@ def scatter_map(
     focus: int | None = None,
     outline: NDArray[np.float64] | None = None,
     group: str = "",
+    linked: Link | None = None,
 ) -> MapEvent:
     """Draw the map. Zoom, pan and selection stay as long as ``xy`` has the same values.
 
     Maps of one group have one camera, one tool and one selection: what is done on one is done on all, in the browser.
+    Linked maps show the same samples at different places: they share the tool, and which samples are selected.
 
     Args:
         xy: (N, 2) positions.
@@ -120,8 +162,10 @@ def scatter_map(
 
     xy32 = np.ascontiguousarray(xy, dtype=np.float32)
     version = digest(xy32)
-    memory = _memory(group or key, key, version, outline)
-    selection = memory["held"]
+    selection = _memory(group or key, {key: version}, {key: outline})["held"] if linked is None else linked.held
+    if linked is not None and linked.key not in (None, key):
+        assert selection is not None
+        selection = {"id": selection["id"], "points": None}  # the browser is told which samples instead
 
     if sheets is not None:
         sheets.fill()
@@ -131,6 +175,8 @@ def scatter_map(
     state = lit.astype(np.uint8) * EMPHASISED
     if marked is not None:
         state |= marked.astype(np.uint8) * MARKED
+    if linked is not None and linked.within is not None:
+        state |= linked.within.astype(np.uint8) * SELECTED
     body = code[take].tobytes() + state[take].tobytes()
     finite = xy32[np.isfinite(xy32).all(axis=1)]
     span = [*finite.min(axis=0).tolist(), *finite.max(axis=0).tolist()] if len(finite) else [0, 0, 1, 1]
@@ -149,6 +195,8 @@ def scatter_map(
         "focus": where if where is not None and np.isfinite(where).all() else None,
         "outline": selection,
         "group": group,
+        "link": linked and linked.group,
+        "heard": linked and linked.newest,
         "sheets": sheets_data(sheets),
         "plotly": _plotly(),
     }
@@ -156,7 +204,8 @@ def scatter_map(
     payload = struct.pack("<I", len(encoded)) + encoded + body
     result = _component()(key=key, data=payload, on_clicked_change=_nothing, on_outline_change=_nothing)
 
-    polygon = None if selection is None else np.asarray(selection["points"], dtype=np.float64)
+    own = selection is not None and selection["points"] is not None
+    polygon = np.asarray(selection["points"], dtype=np.float64) if selection is not None and own else None
     clicked: Any = result.get("clicked")
     valid = isinstance(clicked, int) and 0 <= clicked < n
     return MapEvent(clicked if valid else None, polygon)
@@ -204,23 +253,35 @@ def _codes(colours: Colours) -> tuple[NDArray[np.uint8], NDArray[np.bool_], dict
     return step.round().astype(np.uint8), there, scale | {"low": low, "high": high}
 
 
-def _memory(name: str, key: str, version: str, first: NDArray[np.float64] | None) -> dict[str, Any]:
+def _memory(name: str, versions: Mapping[str, str], first: Mapping[str, NDArray[np.float64] | None]) -> dict[str, Any]:
     """What this session knows of a map or a group of maps; ``held`` is the selection in force.
 
     Each map of a group keeps what it last reported, so the newest report counts, and only once: it must not come
     back when positions change or the map that made it leaves the page.
+
+    Args:
+        name: of the map, or of the group.
+        versions: key -> digest of the positions, of the maps that are being drawn.
+        first: key -> the selection that is there when the map is drawn for the first time.
     """
-    memory: dict[str, Any] = st.session_state.setdefault(f"{name}:map", {"keys": set(), "newest": 0})
-    there = [k for k in memory["keys"] if k in st.session_state]
+    memory: dict[str, Any] = st.session_state.setdefault(f"{name}:map", {"drawn": {}, "newest": 0, "held": None})
+    drawn: dict[str, str] = memory["drawn"]
+    there = [k for k in drawn if k in st.session_state]
     if not there:  # first time on the page
-        memory["held"] = None if first is None else {"id": "first", "points": first.tolist()}
-        memory["version"] = version
-    memory["keys"].add(key)
-    for reported in (_outline(st.session_state[k]) for k in there):
+        memory["held"] = None
+        drawn.clear()
+    for key, version in versions.items():
+        outline = first.get(key)
+        if key not in drawn and outline is not None and memory["held"] is None and not (there and memory["newest"]):
+            memory["held"] = {"id": "first", "points": outline.tolist(), "key": key, "version": version}
+    for key in there:
+        reported = _outline(st.session_state[key])
         if reported is not None and reported["made"] > memory["newest"]:
-            memory.update(newest=reported["made"], held=reported if reported["points"] else None)
-    if memory["version"] != version:  # another dataset or encoder: the old outline means nothing here
-        memory.update(version=version, held=None)
+            held = {**reported, "key": key, "version": drawn[key]} if reported["points"] else None
+            memory.update(newest=reported["made"], held=held)
+    drawn |= versions
+    if memory["held"] and memory["held"]["version"] not in versions.values():
+        memory["held"] = None  # another dataset or encoder: the old outline means nothing here
     return memory
 
 

@@ -6,7 +6,7 @@
 //   uint32 length of head | head (JSON) | uint8 colour code per point | uint8 state per point
 import { address, drawTile, make } from "./common.js";
 
-const EMPHASISED = 1, MARKED = 2; // bits of a point's state
+const EMPHASISED = 1, MARKED = 2, SELECTED = 4; // bits of a point's state
 const REACH = 12;                 // pixels from the pointer within which a point is hit
 const PAD = 0.05;                 // free space around the points, as a share of their extent
 const OUTLINE_VERTICES = 150;
@@ -51,7 +51,8 @@ function unpack(bytes) {
 class PointMap {
   constructor(parent) {
     this.tool = "pan";
-    this.outline = null; // {id, points: [[x, y], ...]} in data coordinates
+    this.outline = null; // {id, points: [[x, y], ...]} in data coordinates, or {id, within} if drawn on a linked map
+    this.made = 0;       // when the selection last changed here
     this.quiet = 0;      // above 0: camera moves are not passed on to the group
     all.add(this);
     this.abort = new AbortController();
@@ -96,7 +97,7 @@ class PointMap {
     const first = !this.painted;
     const moved = data.version !== this.data?.version; // other positions: new camera, no selection
     this.data = data;
-    if (moved) this.outline = data.outline;
+    if (moved || (data.link && data.heard >= this.made)) this.outline = selected(data);
     this.legend();
     if (first) {
       await this.mount();
@@ -122,7 +123,7 @@ class PointMap {
 
   /** The same picture on a plain canvas: plotly.js takes the browser a second or two to start. */
   async preview(data) {
-    const as = Object.assign(Object.create(this), { data, outline: data.outline }); // not shown yet: this.data stays
+    const as = Object.assign(Object.create(this), { data, outline: selected(data) }); // not shown yet: this.data stays
     const { width, height } = this.size();
     const { x: [x0, x1], y: [y0, y1] } = as.fit(width, height);
     const ratio = window.devicePixelRatio || 1;
@@ -205,7 +206,7 @@ class PointMap {
     const { x, y } = this.points;
     const { code, state, scale, count } = this.data;
     const { ring, faint } = this.theme();
-    const within = this.outline ? insideOutline(this.points, this.outline.points) : null;
+    const within = this.outline && (this.outline.within ?? insideOutline(this.points, this.outline.points));
     const layers = [[], [], []];
     for (const i of scale.names.length ? range(count) : byCode(code)) {
       const lit = state[i] & EMPHASISED && (!within || within[i]);
@@ -263,7 +264,7 @@ class PointMap {
   /** Put the outline and the focus ring where the camera now shows them. */
   project() {
     if (!this.data || !this.view()) return;
-    const points = this.drawing ?? this.outline?.points.map((p) => this.toPixel(p));
+    const points = this.drawing ?? this.outline?.points?.map((p) => this.toPixel(p));
     this.shape.setAttribute("d", points?.length ? `M${points.map((p) => p.map(Math.round)).join("L")}Z` : "");
     this.buttons.clear.disabled = !this.outline;
     const ring = this.data.focus;
@@ -349,6 +350,12 @@ class PointMap {
   peers() {
     const { group, version } = this.data ?? {};
     return group ? [...all].filter((map) => map !== this && map.data?.group === group && map.data.version === version) : [];
+  }
+
+  /** The maps that show the same samples at other places: they share the tool and the selected samples. */
+  linked() {
+    const { link, count } = this.data ?? {};
+    return link ? [...all].filter((map) => map !== this && map.data?.link === link && map.data.count === count) : [];
   }
 
   /** What the group shares; ``change`` is put into it. Other positions: it begins anew. */
@@ -447,7 +454,7 @@ class PointMap {
 
   use(tool) {
     this.share({ tool });
-    for (const map of [this, ...this.peers()]) map.hold(tool);
+    for (const map of [this, ...this.peers(), ...this.linked()]) map.hold(tool);
   }
 
   hold(tool) {
@@ -546,11 +553,13 @@ class PointMap {
   select(points) {
     const made = Date.now(), id = `${made}-${Math.random().toString(36).slice(2)}`;
     this.report.outline({ id, made, points: points ?? [] });
-    for (const map of [this, ...this.peers()]) map.take(points && { id, points });
+    for (const map of [this, ...this.peers()]) map.take(points && { id, points }, made);
+    const within = points && insideOutline(this.points, points);
+    for (const map of this.linked()) map.take(points && { id, within }, made);
   }
 
-  take(outline) {
-    this.outline = outline;
+  take(outline, made) {
+    Object.assign(this, { outline, made });
     this.project();
     requestAnimationFrame(() => this.painted && !this.gone && this.paint());
   }
@@ -689,6 +698,11 @@ class Grid {
       for (let k = this.start[line + this.row(x - reach, this.x0)]; k < to; k++) see(this.order[k]);
     }
   }
+}
+
+/** The selection that Python sent: an outline, or the samples selected on a linked map. */
+function selected({ outline, state }) {
+  return outline && (outline.points ? outline : { ...outline, within: state.map((bits) => bits & SELECTED) });
 }
 
 /** Even-odd rule, the same arithmetic as `inside` in ui/scatter.py. */
