@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,11 +41,13 @@ def lacking(loss: type[ContrastiveLoss], dataset: NoisyDataset) -> str | None:
 
 
 def class_numbers(classes: tuple[str, ...]) -> list[float] | None:
-    """The classes as numbers, a degree sign aside; None if one of them is none."""
+    """The classes as numbers, a degree sign aside, in units of their smallest distance; None if they are none."""
     try:
-        return [float(name.removesuffix("°")) for name in classes]
+        numbers = [float(name.removesuffix("°")) for name in classes]
     except ValueError:
         return None
+    unit = min((b - a for a, b in pairwise(sorted(numbers))), default=0.0)
+    return [number / unit for number in numbers] if 0 < unit < float("inf") else None
 
 
 def _background(dataset: NoisyDataset) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:

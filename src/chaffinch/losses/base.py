@@ -29,7 +29,7 @@ class Batch:
         x: (B, V, channels, height, width) the views, in [0, 1].
         rng: where a loss that draws takes its random numbers from, on the device of ``z``.
         aux: what one loss alone needs: ``group`` (B,) int64, 0 = known to be clean, 1 = of the dataset;
-            ``target`` (B,) float, the class as a number.
+            ``target`` (B,) float, the class as a number, 1 = the smallest distance of two classes.
     """
 
     z: Tensor
