@@ -17,10 +17,13 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .base.errors import InputError
+
+if TYPE_CHECKING:
+    from .workspace import Workspace
 
 DATASET_HELP = """fashion-web, a draw such as fashion-web:noise=0.6,ood=0.5,flips=asymmetric,seed=3,n=6000 (noise: share
 of noisy pictures; ood: share of those that is foreign; flips: symmetric, asymmetric or instance), or arrays:PATH.npz
@@ -200,16 +203,11 @@ def _embed(args: argparse.Namespace) -> int:
     workspace = Workspace(args.workspace)
     study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed)
     report = _reporter(workspace, args.job, meter)
-    try:
-        study.embed(report, device=args.device)
-        report("neighbours", 0.0)
-        study.map(args.map, report)
-        with suppress(InputError):  # too few samples, or one class: there is none
-            study.verdict(report=report)
-    except InputError as error:
-        if args.job:
-            workspace.note(args.job, {"error": str(error)})
-        raise
+    study.embed(report, device=args.device)
+    report("neighbours", 0.0)
+    study.map(args.map, report)
+    with suppress(InputError):  # too few samples, or one class: there is none
+        study.verdict(report=report)
     if args.job:
         workspace.note(args.job, {"done": True})
     if args.ship:
@@ -314,14 +312,9 @@ def _compare_encoders(args: argparse.Namespace) -> int:
     workspace = Workspace(args.workspace)
     dataset = open_dataset(args.dataset)
     report = _reporter(workspace, args.job, Meter(args.quiet))
-    try:
-        rows, failed = line_up(
-            dataset, args.encoder, workspace=workspace, seed=args.seed, report=report, skip=not args.encoder
-        )
-    except InputError as error:
-        if args.job:
-            workspace.note(args.job, {"error": str(error)})
-        raise
+    rows, failed = line_up(
+        dataset, args.encoder, workspace=workspace, seed=args.seed, report=report, skip=not args.encoder
+    )
     if args.job:
         workspace.note(args.job, {"done": True, "skipped": failed})
     if args.ship:
@@ -347,11 +340,12 @@ def _compare_encoders(args: argparse.Namespace) -> int:
 def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: Any, job: str | None) -> None:
     """Train one encoder; tell the meter, and where the app has started it, the job's note, how far it is."""
     from .encoders.train import train_encoder
+    from .workspace import LIVE
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a stopped job leaves no temporary files behind
     noted = (workspace.noted(job) if job else None) or {}
-    told, live = 0.0, {key: noted[key] for key in ("history", "parts", "speed") if key in noted}
-    for p in _watched(train_encoder(dataset, recipe, path.parent, path.stem), workspace, job, live):
+    told, live = 0.0, {key: noted[key] for key in LIVE if key in noted}
+    for p in train_encoder(dataset, recipe, path.parent, path.stem):
         what = f"{recipe.loss}: epoch {p.epoch + 1} of {p.epochs}"
         meter(what, p.share, left=p.seconds_left, detail=f", loss {p.loss:.4f}")
         if p.snapshot:
@@ -367,14 +361,14 @@ def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: A
         workspace.note(job, {"done": True, "encoder": path.stem} | live)
 
 
-def _watched(steps: Any, workspace: Workspace, job: str | None, live: dict[str, Any]) -> Any:
-    """The steps of a training; if it cannot go on, the job's note says why and keeps what it has shown so far."""
-    try:
-        yield from steps
-    except InputError as error:
-        if job:
-            workspace.note(job, {"error": str(error)} | live)
-        raise
+def _failed(args: argparse.Namespace, error: InputError) -> None:
+    """Where the app has started this, leave word why it cannot go on, beside what a training has shown so far."""
+    from .workspace import LIVE, Workspace
+
+    workspace = Workspace(args.workspace)
+    noted = workspace.noted(args.job) or {}
+    with suppress(InputError):  # the workspace itself may be what is wrong
+        workspace.note(args.job, {"error": str(error)} | {key: noted[key] for key in LIVE if key in noted})
 
 
 def _app(args: argparse.Namespace) -> int:
@@ -512,6 +506,8 @@ def main(argv: list[str] | None = None) -> int:
         return int(args.run(args))
     except InputError as error:
         print(f"chaffinch: {error}", file=sys.stderr)
+        if getattr(args, "job", None):
+            _failed(args, error)
         return 2
     except KeyboardInterrupt:
         print("\nchaffinch: stopped", file=sys.stderr)

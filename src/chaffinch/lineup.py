@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from . import registry
@@ -67,6 +68,81 @@ FIGURES = (
 )  # fmt: skip
 """What an encoder is measured by."""
 
+FOUND = {"ood": "foreign", "mislabelled": "wrong label", "any": "any noise"}
+"""What the AUROC of a detector says it finds."""
+
+
+def with_detectors(slugs: Iterable[str]) -> tuple[Figure, ...]:
+    """What an encoder is measured by, and the AUROC of these detectors on its features for what each looks for."""
+    more = []
+    for slug in slugs:
+        card = registry.get("detector", slug).card
+        words, key = FOUND[sought(slug)], f"detectors.{slug}.auroc_{sought(slug)}"
+        help = f"AUROC of the detector {card.name} on these features ({words}): 0.5 is guessing, 1 is perfect."
+        more.append(Figure(key, f"{card.name} AUC", help, 1))
+    return (*FIGURES, *more)
+
+
+def sought(slug: str) -> str:
+    """What a detector looks for: ``ood``, ``mislabelled``, or ``any`` noise."""
+    finds = registry.get("detector", slug).card.finds
+    return next(iter(finds)) if len(finds) == 1 else "any"
+
+
+def reading(row: Row, figure: Figure) -> float | None:
+    """The value of a figure in a row; None where it was not or could not be measured."""
+    at: Any = row
+    for part in figure.key.split("."):
+        at = at.get(part) if isinstance(at, Mapping) else None
+    return None if at is None else float(at)
+
+
+def better(figure: Figure, one: float | None, other: float | None) -> int:
+    """Which of two values is better: -1 the first, 1 the second, 0 neither, or nobody can say."""
+    if one is None or other is None or not figure.better or one == other:
+        return 0
+    return 1 if (other > one) == (figure.better > 0) else -1
+
+
+def table(rows: Mapping[str, Row], cards: Mapping[str, Row], figures: Sequence[Figure] = FIGURES) -> pd.DataFrame:
+    """One row an encoder: its name, loss, epochs and seeds, and the figures that at least one of them has."""
+    lines = []
+    for name, row in rows.items():
+        card = cards.get(name.partition(":")[0], {})
+        about = {"encoder": name, "loss": card.get("loss"), "epochs": card.get("epochs"), "seeds": row.get("seeds", 1)}
+        lines.append(about | {f.key: reading(row, f) for f in figures})
+    frame = pd.DataFrame(lines, columns=["encoder", "loss", "epochs", "seeds", *(f.key for f in figures)])
+    numbers = [f.key for f in figures]
+    frame[numbers] = frame[numbers].astype(float)
+    return frame.drop(columns=[key for key in numbers if frame[key].isna().all()])
+
+
+def heights(values: NDArray[np.float64], figures: Sequence[Figure]) -> NDArray[np.float64]:
+    """Where on its axis each value stands, 0 to 1, so that up is better on every axis that has a better end.
+
+    Args:
+        values: (R, F), NaN = not known.
+        figures: F.
+
+    Returns:
+        (R, F), NaN where it is not known; a half where all are equal.
+    """
+    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    same = high == low
+    share = np.where(same & ~np.isnan(values), 0.5, (values - low) / np.where(same, 1.0, high - low))
+    return np.where([f.better < 0 for f in figures], 1 - share, share)
+
+
+def together(study: Study, within: NDArray[np.bool_], k: int = 10) -> float:
+    """How far selected samples keep to themselves: share of their k nearest neighbours that are selected too.
+
+    Raises:
+        MissingEvidence: there are no features.
+    """
+    with study.lock:
+        near = study.evidence.neighbors.indices[:, :k]
+    return float(within[near[within]].mean()) if within.any() else float("nan")
+
 
 def measure(study: Study, report: Report | None = None) -> Row:
     """All figures of one encoder on one dataset, stored or measured now.
@@ -88,9 +164,25 @@ def figures_key(study: Study) -> str:
     return digest(study.key, study.seed, study.detection_keys(), study.verdict_key(), [f.key for f in FIGURES])
 
 
-def known(study: Study) -> bool:
-    """Can the figures be had without measuring?"""
-    return study.workspace.has("encoder", figures_key(study))
+def stored(workspace: Workspace, key: str) -> Row | None:
+    """The figures that are stored under a key, if there are any."""
+    found = workspace.find("encoder", key)
+    return None if found is None else unpack(found["row"])
+
+
+def only(
+    one: NDArray[np.bool_], other: NDArray[np.bool_], gap: NDArray[np.float64], within: NDArray[np.bool_] | None
+) -> NDArray[np.int64]:
+    """Positions of the samples that one flags and the other does not, the widest gap first.
+
+    Args:
+        one, other: (N,) flags.
+        gap: (N,) by how much more suspicious a sample is to the one.
+        within: only these; None = all.
+    """
+    order = np.argsort(-gap, kind="stable")
+    chosen = one & ~other if within is None else one & ~other & within
+    return order[chosen[order]]
 
 
 def _measure(study: Study, report: Report) -> Row:
@@ -180,10 +272,10 @@ def line_up(
             failed[name] = str(error)
     if report:
         report("encoders", 1.0)
-    return _over_seeds(rows, cards), failed
+    return over_seeds(rows, cards), failed
 
 
-def _over_seeds(rows: Mapping[str, Row], cards: Mapping[str, Row]) -> dict[str, Row]:
+def over_seeds(rows: Mapping[str, Row], cards: Mapping[str, Row]) -> dict[str, Row]:
     """Rows of encoders that differ in the seed only, as one row each."""
     groups: dict[str, list[str]] = {}
     for name in rows:

@@ -111,6 +111,8 @@ class Spec:
         method: the card that is open on the Methods page: a detector's slug, ``loss:SLUG``, or empty.
         search: what its search box holds.
         filters: what it lists: kinds of method, of noise and of evidence, with commas; empty = all.
+        beside: the encoder that the Losses page puts beside the first; empty = the first other one at hand.
+        beside_outline: the selection drawn on its map, as ``outline``.
         seed: of everything that draws.
     """
 
@@ -133,6 +135,8 @@ class Spec:
     method: str = ""
     search: str = ""
     filters: str = ""
+    beside: str = ""
+    beside_outline: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:

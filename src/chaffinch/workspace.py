@@ -18,6 +18,9 @@ from .base.files import assets_dir, read_json, replacing, write_json
 
 Arrays = dict[str, NDArray[Any]]
 
+LIVE = ("history", "parts", "speed")
+"""What the note of a training says of its course; it stays there when the training is stopped or goes on."""
+
 
 class Workspace:
     """A folder of results. The name of each is a hash of everything it depends on.

@@ -83,7 +83,7 @@ class EnergyModel(Detector):
 
     card = MethodCard(
         slug="energy-model",
-        name="Energy model (MECO)",
+        name="Energy model (MECO-style)",
         paper="Learning Unnormalized Statistical Models via Compositional Optimization "
         "(Jiang, Qin, Wu, Chen, Yang, Zhang; ICML 2023)",
         arxiv="2306.07485",

@@ -15,6 +15,9 @@ SUSPICION = ("#3B4CC0", "#7FA6D6", "#D8D3C8", "#E59A6C", "#B40426")
 VOTES = ("#9AA5B1", "#F0B35A", "#E0762F", "#D0342C", "#B02A7A", "#7B3FA0")
 """How many detectors flag a sample: none is grey, the more the darker, and none too dark for a dark page."""
 
+SIDES = ("#009E73", "#9467BD")
+"""Two encoders side by side, left and right; no kind of sample has these colours."""
+
 
 def class_colours(count: int) -> tuple[str, ...]:
     """One colour per class."""

@@ -129,7 +129,7 @@ class Compositional(ContrastiveLoss):
 
     card = MethodCard(
         slug="compositional",
-        name="Energy model (MECO)",
+        name="MECO-style",
         paper="Learning Unnormalized Statistical Models via Compositional Optimization "
         "(Jiang, Qin, Wu, Chen, Yang, Zhang; ICML 2023)",
         arxiv="2306.07485",

@@ -23,11 +23,8 @@ import streamlit as st
 from ..base.files import digest
 from ..spec import Spec
 from ..study import Study
-from ..workspace import Workspace
+from ..workspace import LIVE, Workspace
 from .shell import plain
-
-KEPT = ("history", "parts", "speed")
-"""What stays of the note of a training that was stopped, and goes on from there."""
 
 _starting = threading.Lock()
 
@@ -54,7 +51,7 @@ class Job:
     def state(self) -> dict[str, Any]:
         """Its note; empty if there is none, or if it speaks of a process that is not there any more."""
         state: dict[str, Any] = self.workspace.noted(self.name) or {}
-        return state if "pid" not in state or _alive(int(state["pid"])) else {k: state[k] for k in KEPT if k in state}
+        return state if "pid" not in state or _alive(int(state["pid"])) else {k: state[k] for k in LIVE if k in state}
 
     @property
     def at_work(self) -> bool:
@@ -74,12 +71,12 @@ class Job:
         """
         with _starting:  # two tabs that want the same share one process
             if not self.at_work:
-                _start(self, {} if anew else {k: v for k, v in self.state.items() if k in KEPT})
+                _start(self, {} if anew else {k: v for k, v in self.state.items() if k in LIVE})
 
     def stop(self) -> None:
         """End the process; what it has finished stays."""
         state = self.state
-        word = {"stopped": True} | {k: state[k] for k in KEPT if k in state}
+        word = {"stopped": True} | {k: state[k] for k in LIVE if k in state}
         self.workspace.note(self.name, word)
         if "pid" in state:
             _stop(int(state["pid"]))
@@ -173,7 +170,7 @@ def _follow(job: Job, process: subprocess.Popen[bytes]) -> None:
     if state.get("pid") == process.pid:
         log = job.workspace.root / "notes" / f"{job.name}.log"
         error = {"error": f"the work ended before it was done; the reason is in {log}"}
-        job.workspace.note(job.name, error | {k: state[k] for k in KEPT if k in state})
+        job.workspace.note(job.name, error | {k: state[k] for k in LIVE if k in state})
 
 
 def _alive(pid: int) -> bool:
