@@ -164,6 +164,11 @@ def figures_key(study: Study) -> str:
     return digest(study.key, study.seed, study.detection_keys(), study.verdict_key(), [f.key for f in FIGURES])
 
 
+def known(study: Study) -> bool:
+    """Can the figures be had without measuring?"""
+    return study.workspace.has("encoder", figures_key(study))
+
+
 def stored(workspace: Workspace, key: str) -> Row | None:
     """The figures that are stored under a key, if there are any."""
     found = workspace.find("encoder", key)

@@ -43,17 +43,17 @@ def curves(lines: Sequence[Curve], *, x: str, y: str, chance: tuple[Array, Array
         figure.add_scatter(
             x=across, y=up, mode="lines", name=name, legendgroup=name,
             line={"color": colour, "width": 2, "dash": DASHES[i % len(DASHES)]},
-            hovertemplate=f"%{{x:.3f}} → %{{y:.3f}}<extra>{_safe(name)}</extra>",
+            hovertemplate=f"%{{x:.3f}} → %{{y:.3f}}<extra>{safe(name)}</extra>",
         )  # fmt: skip
         if mark[1] is not None:
             figure.add_scatter(
                 x=[mark[0]], y=[mark[1]], mode="markers", legendgroup=name, showlegend=False, name=name,
                 marker={"color": colour, "size": 11, "line": {"color": "#FFFFFF", "width": 1.5}},
-                hovertemplate=f"its cut: %{{x:.3f}} → %{{y:.3f}}<extra>{_safe(name)}</extra>",
+                hovertemplate=f"its cut: %{{x:.3f}} → %{{y:.3f}}<extra>{safe(name)}</extra>",
             )  # fmt: skip
     figure.update_xaxes(title=x, range=[-0.02, 1.02], constrain="domain", zeroline=False)
     figure.update_yaxes(title=y, range=[-0.02, 1.02], zeroline=False)
-    return _laid_out(figure, 380)
+    return laid_out(figure, 380)
 
 
 def agreement(matrix: Array, names: Sequence[str], *, low: float = -1.0) -> go.Figure:
@@ -65,7 +65,7 @@ def agreement(matrix: Array, names: Sequence[str], *, low: float = -1.0) -> go.F
         low: the least possible value.
     """
     scale = AGREE if low < 0 else ((0.0, AGREE[1][1]), (1.0, AGREE[2][1]))
-    shown = [_safe(name) for name in names]
+    shown = [safe(name) for name in names]
     figure = go.Figure(
         go.Heatmap(
             z=matrix, x=shown, y=shown, zmin=low, zmax=1, colorscale=scale, texttemplate="%{z:.2f}",
@@ -74,7 +74,7 @@ def agreement(matrix: Array, names: Sequence[str], *, low: float = -1.0) -> go.F
     )  # fmt: skip
     figure.update_xaxes(tickangle=-40, showgrid=False, automargin=True)
     figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
-    return _laid_out(figure, 170 + 46 * len(names))
+    return laid_out(figure, 170 + 46 * len(names))
 
 
 def upset(
@@ -91,7 +91,7 @@ def upset(
         sizes: how many samples each detector flags.
         titles: what the detectors are called; default: as they are.
     """
-    called = {name: _safe((titles or {}).get(name, name)) for name in sizes}
+    called = {name: safe((titles or {}).get(name, name)) for name in sizes}
     names, columns = list(sizes), list(range(len(combinations)))
     figure = make_subplots(
         2, 2, column_widths=[0.2, 0.8], row_heights=[0.64, 0.36], horizontal_spacing=0.02, vertical_spacing=0.04,
@@ -160,7 +160,7 @@ def upset(
         range=tall, fixedrange=True, showgrid=False, zeroline=False, side="right", **ticks, row=2, col=2
     )
     figure.update_layout(barmode="stack", bargap=0.25, dragmode="pan", clickmode="event+select")
-    return _laid_out(figure, 300 + 26 * len(names)).update_layout(legend_y=-0.06)
+    return laid_out(figure, 300 + 26 * len(names)).update_layout(legend_y=-0.06)
 
 
 def noise(counts: Array, classes: Sequence[str], *, top: float | None = None) -> go.Figure:
@@ -178,7 +178,7 @@ def noise(counts: Array, classes: Sequence[str], *, top: float | None = None) ->
     share = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
     row, column = np.indices(counts.shape)
     right, none = row == column, column == len(classes)
-    names = [_safe(name) for name in classes]
+    names = [safe(name) for name in classes]
     look: dict[str, Any] = {
         "x": [*names, "no class"], "y": names, "showscale": False, "xgap": 1, "ygap": 1, "zmin": 0,
         "customdata": counts, "hoverongaps": False,
@@ -195,7 +195,7 @@ def noise(counts: Array, classes: Sequence[str], *, top: float | None = None) ->
         figure.add_heatmap(z=np.where(cells, share, np.nan), zmax=most or 1, colorscale=stops, **look)
     figure.update_xaxes(title="belongs to", tickangle=-40, showgrid=False, automargin=True)
     figure.update_yaxes(title="filed under", autorange="reversed", showgrid=False, automargin=True)
-    return _laid_out(figure, 480)
+    return laid_out(figure, 480)
 
 
 def reliability(curves: Mapping[str, tuple[Array, Array, NDArray[np.int64]]]) -> go.Figure:
@@ -216,7 +216,7 @@ def reliability(curves: Mapping[str, tuple[Array, Array, NDArray[np.int64]]]) ->
         )  # fmt: skip
     figure.update_xaxes(title="probability the verdict gives", range=[-0.02, 1.02], tickformat=".0%", zeroline=False)
     figure.update_yaxes(title="share that is so", range=[-0.02, 1.02], tickformat=".0%", zeroline=False)
-    return _laid_out(figure, 380)
+    return laid_out(figure, 380)
 
 
 def largest(counts: Array) -> float:
@@ -226,7 +226,7 @@ def largest(counts: Array) -> float:
     return float(np.where(np.eye(len(share)) == 1, 0, share).max(initial=0))
 
 
-def _laid_out(figure: go.Figure, height: int) -> go.Figure:
+def laid_out(figure: go.Figure, height: int) -> go.Figure:
     """Transparent, with little margin and the legend below."""
     return figure.update_layout(
         height=height, margin={"l": 8, "r": 8, "t": 16, "b": 8}, paper_bgcolor="rgba(0,0,0,0)",
@@ -234,6 +234,6 @@ def _laid_out(figure: go.Figure, height: int) -> go.Figure:
     )  # fmt: skip
 
 
-def _safe(name: str) -> str:
+def safe(name: str) -> str:
     """Text that plotly takes as it is: it would read tags and entities."""
     return name.replace("&", "&amp;").replace("<", "&lt;")

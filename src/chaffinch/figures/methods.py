@@ -57,7 +57,7 @@ def score_outlines(scores: Array, kind: NDArray[np.int8], cut: float) -> go.Figu
             figure.add_scatter(
                 x=np.repeat(edges, 2), y=np.concatenate([[0], np.repeat(share, 2), [0]]), mode="lines",
                 name=f"{KIND_NAMES[name]} ({len(of_kind):,})", hoverinfo="skip", fill="tozeroy",
-                line={"color": KIND_COLOURS[name], "width": 2}, fillcolor=_faint(KIND_COLOURS[name]),
+                line={"color": KIND_COLOURS[name], "width": 2}, fillcolor=faint(KIND_COLOURS[name]),
             )  # fmt: skip
     at = float(np.clip(cut, edges[0], edges[-1]))
     figure.add_scatter(
@@ -94,10 +94,10 @@ def steps(scores: Array, cut: float, most: int = 30) -> Array:
     return np.linspace(low, high, most + 1)
 
 
-def _faint(colour: str) -> str:
+def faint(colour: str, strength: float = 0.15) -> str:
     """A colour to fill with: the lines on top must stay visible where the fills of three kinds overlap."""
     r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({r},{g},{b},0.15)"
+    return f"rgba({r},{g},{b},{strength})"
 
 
 def _laid_out(figure: go.Figure) -> go.Figure:

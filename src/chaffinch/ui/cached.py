@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from functools import lru_cache
+from typing import Any
 
+from .. import pulls as core
 from ..base.errors import InputError
+from ..data import NoisyDataset, open_dataset
 from ..data.sources import fingerprint
+from ..lineup import Row, figures_key, stored
 from ..spec import Spec
 from ..study import Study, embeddings, encoder_cards
 from ..thumbnails import Sheets, make_sheets
 from ..workspace import Workspace
 
-_OPENING = threading.Lock()
+_OPENING = threading.RLock()
 
 
 def study(spec: Spec) -> Study:
@@ -27,9 +31,24 @@ def study(spec: Spec) -> Study:
         return _study(fingerprint(spec.dataset), trained, spec.dataset, spec.encoder, spec.seed, str(Workspace().root))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=6)
 def _study(state: str, trained: str, dataset: str, encoder: str, seed: int, workspace: str) -> Study:
-    return Study(dataset, encoder, workspace=Workspace(workspace), seed=seed)
+    return Study(_dataset(state, dataset), encoder, workspace=Workspace(workspace), seed=seed)
+
+
+def dataset(name: str) -> NoisyDataset:
+    """A dataset as it is now on disk, shared by all studies of it.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    with _OPENING:
+        return _dataset(fingerprint(name), name)
+
+
+@lru_cache(maxsize=3)
+def _dataset(state: str, name: str) -> NoisyDataset:
+    return open_dataset(name)
 
 
 def sheets(of: Study) -> Sheets | None:
@@ -51,11 +70,63 @@ def _sheets(of: Study) -> Sheets:
 
 def encoder_names() -> dict[str, str]:
     """The encoders at hand and one line on each, from their model cards."""
-    return {
-        spelled: card.get("error") or f"{card['loss']}, {card['epochs']} epochs on {card['dataset']} ({card['device']})"
-        for name, (_, card) in encoder_cards(Workspace()).items()
-        for spelled in embeddings(name, card)
-    }
+    return {name: _line(card) for name, (_, card) in encoder_cards(Workspace()).items()}
+
+
+def _line(card: dict[str, Any]) -> str:
+    return card.get("error") or f"{card['loss']}, {card['epochs']} epochs on {card['dataset']} ({card['device']})"
+
+
+def embedding_names() -> dict[str, str]:
+    """All features that the encoders at hand give, by name, and one line on each."""
+    cards = encoder_cards(Workspace()).items()
+    return {full: _line(card) for name, (_, card) in cards for full in embeddings(name, card)}
+
+
+_rows: dict[str, Row] = {}
+
+
+def measured(spec: Spec) -> tuple[dict[str, Row], list[str]]:
+    """Figures of the encoders at hand on a view's dataset, as far as they are known, and the names of the rest."""
+    workspace, known, rest = Workspace(), dict[str, Row](), list[str]()
+    state = fingerprint(spec.dataset)
+    for name, (_, card) in encoder_cards(workspace).items():
+        for full in () if "error" in card else embeddings(name, card):
+            key = _figures_key(state, card["sha256"], spec.dataset, full, spec.seed, str(workspace.root))
+            if key not in _rows and (row := stored(workspace, key)) is not None:
+                _rows[key] = row
+            if key in _rows:
+                known[full] = _rows[key]
+            else:
+                rest.append(full)
+    return known, rest
+
+
+@lru_cache(maxsize=512)
+def _figures_key(state: str, trained: str, dataset: str, encoder: str, seed: int, workspace: str) -> str:
+    with _OPENING:
+        return figures_key(Study(_dataset(state, dataset), encoder, workspace=Workspace(workspace), seed=seed))
+
+
+def pulls(of: Study) -> core.Pulls | str:
+    """How hard the samples pulled when the encoder of a study was trained, or why that is not known.
+
+    Raises:
+        InputError: the record is damaged, or there is no such encoder.
+    """
+    return _pulls(of, of.knows_verdict())
+
+
+@lru_cache(maxsize=6)
+def _pulls(of: Study, judged: bool) -> core.Pulls | str:
+    card, trained_on = of.card(), None
+    if card.get("dataset_digest") == of.dataset.digest:
+        trained_on = of.dataset
+    else:
+        with suppress(InputError):
+            trained_on = dataset(card["dataset"])
+            trained_on = trained_on if trained_on.digest == card.get("dataset_digest") else None
+    return core.of(of, trained_on)
 
 
 def warm(spec: Spec) -> None:

@@ -24,7 +24,7 @@ from .explore import MOST_POINTS, PER_PAGE, hint, hover_texts
 from .gallery import Tile, gallery
 from .pickers import CUTS
 from .scatter import Colours, MapEvent, inside, scatter_map
-from .shell import begin, keep, plain
+from .shell import begin, chart, keep, plain
 
 MOST_MAPS = 4
 MOST_BARS = 14
@@ -217,7 +217,7 @@ def curves(spec: Spec, study: Study, detections: Sequence[Detection], votes: vie
             x="share of the others flagged", y="share of the noise caught", chance=(np.array([0, 1]), np.array([0, 1])),
         )  # fmt: skip
         st.markdown("**ROC**, area in brackets", help="The nearer to the upper left corner the better.")
-        _chart(roc, "roc")
+        chart(roc, "roc")
     with right:
         recall = figures.curves(
             [(f"{name_of(c.slug)} ({c.ap:.3f})", *c.recall, c.at_recall) for c in lines],
@@ -225,7 +225,7 @@ def curves(spec: Spec, study: Study, detections: Sequence[Detection], votes: vie
             chance=(np.array([0, 1]), np.array([base, base])),
         )  # fmt: skip
         st.markdown("**Precision and recall**, average precision in brackets", help="The nearer to the top the better.")
-        _chart(recall, "recall")
+        chart(recall, "recall")
     st.caption("Dots: where each cuts now (the sidebar moves them). Grey: guessing.")
     return replace(spec, curves=find)
 
@@ -244,10 +244,10 @@ def agreement(detections: Sequence[Detection], votes: views.Votes) -> None:
     )
     names = [name_of(d.slug) for d in detections]
     if what == "flags":
-        _chart(figures.agreement(comparison.flag_overlap(votes.flags), names, low=0), "agreement-flags")
+        chart(figures.agreement(comparison.flag_overlap(votes.flags), names, low=0), "agreement-flags")
         st.caption("Of the samples that either flags, the share that both flag. 1: the same flags.")
     else:
-        _chart(figures.agreement(comparison.rank_agreement(detections), names), "agreement-order")
+        chart(figures.agreement(comparison.rank_agreement(detections), names), "agreement-order")
         st.caption("Rank correlation of the scores. 1: the same order, 0: unrelated, -1: reversed.")
 
 
@@ -261,7 +261,7 @@ def overlaps(spec: Spec, study: Study, votes: views.Votes) -> Spec:
     bars = [(o.slugs, o.count, o.kinds) for o in found[:MOST_BARS]]
     sizes = {slug: int(flags.sum()) for slug, flags in votes.flags.items()}
     figure = figures.upset(bars, sizes, {slug: name_of(slug) for slug in sizes})
-    picked = _chart(figure, "overlaps", on_select="rerun", selection_mode="points")
+    picked = chart(figure, "overlaps", on_select="rerun", selection_mode="points")
     rest = found[MOST_BARS:]
     more = f" Left out: {len(rest)} rarer, with {sum(o.count for o in rest):,} samples in all." if rest else ""
     st.caption(f"Each bar: samples that the dotted detectors flag and no other. A click lists them below.{more}")
@@ -304,16 +304,21 @@ def disagreement(
     by_slug = {d.slug: d for d in detections}
     those, others = contrast.sides(on)
     judging = [by_slug[slug] for slug in (*those, *others)]
-    tiles = [
+    tiles = judged_tiles(study, order[(page - 1) * PER_PAGE : page * PER_PAGE], judging)
+    return spec, gallery(tiles, cached.sheets(study), key="contrast-gallery", selected=focus)
+
+
+def judged_tiles(study: Study, positions: NDArray[np.int64], judging: Sequence[Detection]) -> list[Tile]:
+    """Thumbnails with the given label, what the first detector that has an opinion suggests, and the kind if known."""
+    return [
         Tile(
             i,
             study.observed.classes[study.observed.labels[i]],
             hint(study, i, judging) or ("" if study.observed.images is not None else study.name_of(i)),
             "" if study.truth is None else KINDS[study.truth.kind[i]],
         )
-        for i in order[(page - 1) * PER_PAGE : page * PER_PAGE].tolist()
+        for i in positions.tolist()
     ]
-    return spec, gallery(tiles, cached.sheets(study), key="contrast-gallery", selected=focus)
 
 
 def _contrast(now: Contrast, on: Sequence[str]) -> Contrast:
@@ -357,7 +362,7 @@ def honesty(study: Study) -> None:
     with left:
         present = {name: i for i, name in enumerate(KINDS) if (kind == i).any()}
         lines = {name: reliability(verdict.proba[:, i], kind == i) for name, i in present.items()}
-        _chart(figures.reliability(lines), "reliability")
+        chart(figures.reliability(lines), "reliability")
     with right:
         found = three_way(verdict.proba, kind)
         error = calibration_error(verdict.proba.max(axis=1), verdict.kinds == kind)
@@ -391,7 +396,7 @@ def noise(study: Study) -> None:
     for column, (title, matrix) in zip(st.columns(2), shown.items(), strict=False):
         with column:
             st.markdown(f"**{title}**")
-            _chart(figures.noise(matrix, classes, top=top), f"noise-{title}")
+            chart(figures.noise(matrix, classes, top=top), f"noise-{title}")
 
 
 def stability(spec: Spec, study: Study, detections: Sequence[Detection], votes: views.Votes) -> None:
@@ -442,8 +447,3 @@ def _steady(found: Sequence[comparison.Stability]) -> None:
             "flags_sd": number("± ", help="Standard deviation over the three subsets.", format="%.3f"),
         },
     )
-
-
-def _chart(figure: Any, key: str, **options: Any) -> Any:
-    """A figure without plotly's tools: nothing here needs them, and they cover the lines."""
-    return st.plotly_chart(figure, key=key, config={"displayModeBar": False}, **options)

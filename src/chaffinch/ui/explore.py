@@ -303,12 +303,14 @@ def inspector(study: Study, seen: views.Inspection) -> tuple[bool, int | None]:
         clicked = None
         if seen.neighbours:
             st.caption("Nearest neighbours, most similar first")
-            tiles = [
-                Tile(j, label, f"cos {similarity:.2f}", "" if label == seen.given else "differs")
-                for j, label, similarity in seen.neighbours
-            ]
+            tiles = neighbour_tiles(seen.neighbours, seen.given)
             clicked = gallery(tiles, cached.sheets(study), key="neighbours", tile=56)
     return closed, clicked
+
+
+def neighbour_tiles(near: Sequence[tuple[int, str, float]], given: str) -> list[Tile]:
+    """Neighbours (position, label, similarity) as thumbnails; those under another label than the given are marked."""
+    return [Tile(j, label, f"cos {sim:.2f}", "" if label == given else "differs") for j, label, sim in near]
 
 
 def _facts(seen: views.Inspection) -> str:

@@ -61,7 +61,7 @@ class Job:
     @property
     def begun(self) -> bool:
         """Was it this very command that was started last under this name?"""
-        return self.workspace.noted(f"command-{self.name}") == list(self.command)
+        return bool(self.workspace.noted(f"command-{self.name}") == list(self.command))
 
     def start(self, *, anew: bool = True) -> None:
         """Start the process, unless one of this name is at work.

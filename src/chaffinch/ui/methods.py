@@ -169,9 +169,9 @@ def to_markdown(text: str) -> str:
     for paragraph in re.split(r"\n\s*\n", text):
         head, _, formula = paragraph.strip().partition(".. math::")
         if formula:
-            out.append(f"{_inline(head)}\n\n$$\n{stacked(' '.join(formula.split()))}\n$$".strip())
+            out.append(f"{inline(head)}\n\n$$\n{stacked(' '.join(formula.split()))}\n$$".strip())
         else:
-            out.append(_inline(head))
+            out.append(inline(head))
     return "\n\n".join(out)
 
 
@@ -185,7 +185,8 @@ def stacked(formula: str) -> str:
     return r"\begin{gathered}" + r"\\".join(parts) + r"\end{gathered}"
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
+    """The mark-up of one paragraph of a docstring as markdown."""
     parts = re.split(r":math:`([^`]*)`|``([^`]*)``|`([^`]*)`", " ".join(text.split()))
     out = [plain(parts[0])]
     for formula, code, name, after in zip(parts[1::4], parts[2::4], parts[3::4], parts[4::4], strict=True):
@@ -323,8 +324,7 @@ def _parameters(method: Method) -> None:
     st.markdown("**Parameters**" if rows else "It has no parameters.")
     if rows:
         lines = [
-            f"- **{plain(name)}** = `{default}`" + (f": {_inline(text)}" if text else "")
-            for name, default, text in rows
+            f"- **{plain(name)}** = `{default}`" + (f": {inline(text)}" if text else "") for name, default, text in rows
         ]
         st.markdown("\n".join(lines))
 

@@ -31,9 +31,10 @@ def dataset_and_encoder(spec: Spec) -> Spec:
             options,
             key=begin("encoder", spec.encoder, options),
             format_func=lambda slug: "features in the data" if slug == OWN_FEATURES else slug,
-            help="What turns pictures into features. "
-            + "; ".join(f"**{plain(k)}**: {plain(v)}" for k, v in names.items()),
+            help="What turns pictures into features; type to search. The page Losses puts two of them side by side.",
         )
+        if encoder in names:
+            st.caption(plain(names[encoder]))
     if name != spec.dataset or encoder != spec.encoder:
         spec = replace(spec, dataset=name, encoder=encoder, sample="", label="", outline="", page=1)
         if name:

@@ -6,6 +6,7 @@ import base64
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import streamlit as st
 
@@ -96,6 +97,11 @@ def begin(key: str, value: object, options: Sequence[object] | None = None) -> s
 def plain(text: str) -> str:
     """Text as markdown that means nothing but itself: names and errors may hold anything, pictures' addresses too."""
     return "".join("\\" + c if c in r"\`*_{}[]()#+-.!|~$:<>&" else c for c in text)
+
+
+def chart(figure: Any, key: str, **options: Any) -> Any:
+    """A figure without plotly's tools: nothing here needs them, and they cover the lines."""
+    return st.plotly_chart(figure, key=key, config={"displayModeBar": False}, **options)
 
 
 @contextmanager

@@ -1,0 +1,149 @@
+"""What training losses do: their course, the encoders side by side on every figure, and how hard samples pull."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from ..card import KINDS
+from .comparison import DASHES, KIND_WORDS, QUIET, laid_out, safe
+from .methods import faint
+from .palette import KIND_COLOURS
+
+Array = NDArray[np.float64]
+
+
+def history(values: Sequence[float], colour: str, *, epochs: int | None = None) -> go.Figure:
+    """The mean loss of each epoch.
+
+    Args:
+        values: one an epoch.
+        colour: of the line.
+        epochs: of the whole training; default: as many as there are.
+    """
+    last = max(epochs or len(values), 2)
+    figure = go.Figure()
+    figure.add_scatter(
+        x=np.arange(1, len(values) + 1), y=np.asarray(values, float), mode="lines+markers" if last < 60 else "lines",
+        line={"color": colour, "width": 2}, marker={"size": 5}, showlegend=False,
+        hovertemplate="epoch %{x}: %{y:.4f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title="epoch", range=[1 - 0.02 * last, last * 1.02], zeroline=False, tickformat="d", nticks=8)
+    figure.update_yaxes(title="mean loss", zeroline=False, nticks=6)
+    return laid_out(figure, 240)
+
+
+def parallel(
+    names: Sequence[str],
+    heights: Array,
+    values: Array,
+    axes: Sequence[tuple[str, int]],
+    marked: Mapping[str, str],
+) -> go.Figure:
+    """Every encoder as a line through its figures, up is better; the values at the ends are written there.
+
+    Args:
+        names: R encoders.
+        heights: (R, F) 0 to 1, NaN where not known.
+        values: (R, F) the figures themselves.
+        axes: F names, and whether more of it is better (+1), less (-1), or neither (0).
+        marked: name -> colour, of the lines that stand out.
+    """
+    where = np.arange(len(axes))
+    figure = go.Figure()
+    for at in where.tolist():
+        figure.add_shape(type="line", x0=at, x1=at, y0=0, y1=1, line={"color": QUIET, "width": 1}, layer="below")
+    order = sorted(range(len(names)), key=lambda i: names[i] in marked)
+    for i in order:
+        name = safe(names[i])
+        colour = marked.get(names[i])
+        figure.add_scatter(
+            x=where, y=heights[i], mode="lines+markers", name=name, showlegend=colour is not None, connectgaps=False,
+            line={"color": colour or QUIET, "width": 3 if colour else 1}, opacity=1 if colour else 0.6,
+            marker={"size": 8 if colour else 4}, customdata=[_short(v) for v in values[i]],
+            text=[safe(axis) for axis, _ in axes], hovertemplate=f"%{{text}}: %{{customdata}}<extra>{name}</extra>",
+        )  # fmt: skip
+    for at, (_, better) in enumerate(axes):
+        low, high = np.nanmin(values[:, at]), np.nanmax(values[:, at])
+        for y, value, anchor in (
+            (1.03, low if better < 0 else high, "bottom"),
+            (-0.03, high if better < 0 else low, "top"),
+        ):
+            figure.add_annotation(
+                x=at, y=y, text=_short(value), showarrow=False, yanchor=anchor, font_size=10, opacity=0.8
+            )
+    words = [safe(axis) + ("" if better else "<br>(no better end)") for axis, better in axes]
+    figure.update_xaxes(
+        tickvals=where, ticktext=words, tickangle=-55, showgrid=False, zeroline=False, automargin=True,
+        range=[-0.5, len(axes) - 0.5], fixedrange=True,
+    )  # fmt: skip
+    figure.update_yaxes(visible=False, range=[-0.14, 1.14], fixedrange=True)
+    return laid_out(figure, 430).update_layout(
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, hovermode="closest"
+    )
+
+
+def spread(epochs: Sequence[int], kinds: Mapping[str, Array]) -> go.Figure:
+    """How hard the samples of each kind pull, as boxes on a log scale: the middle half, and 5 to 95 per cent.
+
+    Args:
+        epochs: R that were kept.
+        kinds: kind -> (R, 5) quantiles 5, 25, 50, 75 and 95 per cent.
+    """
+    every = np.concatenate([values.ravel() for values in kinds.values()])
+    least = float(every[every > 0].min(initial=np.inf))
+    figure = go.Figure()
+    for kind in (k for k in KINDS if k in kinds):
+        low, first, middle, third, high = np.maximum(kinds[kind], least if np.isfinite(least) else 0).T
+        figure.add_box(
+            x=[str(e) for e in epochs], lowerfence=low, q1=first, median=middle, q3=third, upperfence=high,
+            name=KIND_WORDS[kind], offsetgroup=kind, marker_color=KIND_COLOURS[kind], line_width=1.5,
+            fillcolor=faint(KIND_COLOURS[kind], 0.3),
+        )  # fmt: skip
+    figure.update_xaxes(title="epoch", type="category")
+    log: dict[str, Any] = {"type": "log", "dtick": 1, "minor": {"ticks": "outside", "ticklen": 3}}
+    if np.isfinite(least) and every[np.isfinite(every)].max() / least < 30:
+        log |= {"dtick": "D2", "minor": None}
+    figure.update_yaxes(title="pull (log scale)", **(log if np.isfinite(least) else {}))
+    return laid_out(figure, 340).update_layout(boxmode="group", boxgap=0.25, boxgroupgap=0.1)
+
+
+def whereto(
+    epochs: Sequence[int], given: Array, other: Array, names: tuple[str, str], span: tuple[float, float]
+) -> go.Figure:
+    """Whereto the loss moves mislabelled samples: the middle half and the median of two cosines.
+
+    Args:
+        epochs: R that were kept.
+        given, other: (R, 3) quartiles of the cosine to the class that the label says, and to the other one.
+        names: what the two are called.
+        span: of the axis, so that two figures can be compared.
+    """
+    x = [str(e) for e in epochs]
+    figure = go.Figure()
+    looks = ((given, KIND_COLOURS["mislabelled"]), (other, KIND_COLOURS["clean"]))
+    for i, (values, colour) in enumerate(looks):
+        low, middle, high = values.T
+        bounds = {"x": x, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+        figure.add_scatter(y=low, **bounds)
+        figure.add_scatter(y=high, fill="tonexty", fillcolor=faint(colour, 0.18), **bounds)
+        figure.add_scatter(
+            x=x, y=middle, mode="lines+markers", name=names[i], marker={"size": 7},
+            line={"color": colour, "width": 2.5, "dash": DASHES[i]},
+            hovertemplate=f"epoch %{{x}}, {names[i]}: %{{y:+.2f}}<extra></extra>",
+        )  # fmt: skip
+    figure.add_hline(y=0, line={"color": QUIET, "width": 1})
+    figure.update_xaxes(title="epoch", type="category")
+    figure.update_yaxes(title="cosine", range=span, zeroline=False)
+    return laid_out(figure, 300)
+
+
+def _short(value: float) -> str:
+    """A figure in few characters; nothing for one that is not known."""
+    if np.isnan(value):
+        return "not known"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:,.0f}"
