@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from chaffinch import __version__
+from chaffinch import __version__, registry
 from chaffinch.base.files import asset
 from chaffinch.cli import Meter, clock, main
 from chaffinch.exports import read_table
@@ -139,7 +140,7 @@ class TestDetect:
         found = document("detect", name, "--detector", "all")
         assert list(found) == ["dataset", "n", "detectors", "skipped"]
         assert (found["dataset"], found["n"], found["skipped"]) == (name, 180, found["skipped"])
-        assert list(found["skipped"]) == ["tacred-extrinsic"]
+        assert list(found["skipped"]) == ["symile-fit", "tacred-extrinsic"]
         assert "mark rows known to be clean with 'trusted'" in found["skipped"]["tacred-extrinsic"]
         assert set(found["detectors"]) >= DETECTORS
         for figures in found["detectors"].values():
@@ -579,18 +580,24 @@ class TestTrainEncoder:
         assert (code, out) == (0, f"trained: {broken / 'toy'}.safetensors\n")
         assert "epoch 2 of 2" in err
         assert "epoch 1 of 2" not in err
-        assert sorted(p.name for p in broken.iterdir()) == ["toy.json", "toy.safetensors"]
+        assert sorted(p.name for p in broken.iterdir()) == ["toy.json", "toy.record.safetensors", "toy.safetensors"]
         assert (broken / "toy.safetensors").read_bytes() == (unbroken / "toy.safetensors").read_bytes()
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--loss", "simclrr"], "no loss called 'simclrr'; did you mean simclr?"),
+            (["--loss", "simclrr"], "no loss called 'simclrr'; did you mean simclr"),
             (["--architecture", "resnet-50"], "unknown architecture 'resnet-50'"),
             (["--epochs", "0"], "at least one epoch, got 0"),
             (["--batch", "1"], "at least two pictures in a batch, got 1"),
             (["--seed", "-1"], "seed must be 0 to 4294967295, got -1"),
             (["--device", "abacus"], "device 'abacus' is not available"),
+            (["--temperature", "0"], "temperature must be above 0 and finite, got 0.0"),
+            (["--set", "temperature"], "--set temperature: write NAME=VALUE"),
+            (["--set", "warmth=1"], "simclr has no parameter 'warmth'"),
+            (["--set", "temperature=hot"], "simclr: temperature must be float, got 'hot'"),
+            (["--loss", "all"], "--name, --temperature and --set are for one loss"),
+            (["--loss", "sepclr"], "sepclr needs samples known to be clean"),
         ],
     )
     def test_bad_options(self, run, pictures_file, tmp_path, options, message):
@@ -599,6 +606,36 @@ class TestTrainEncoder:
         assert (code, out) == (2, "")
         assert message in err
         assert not list((tmp_path / "e").glob("*"))
+
+    def test_parameters_of_the_loss_are_on_the_card(self, run, pictures_file, tmp_path):
+        options = ("--loss", "gce", "--set", "q=0.5", "--out", tmp_path)
+        assert run("train-encoder", f"arrays:{pictures_file}", *TRAIN, *options)[0] == 0
+        card = json.loads((tmp_path / "toy.json").read_text())
+        assert card["loss"] == "gce"
+        assert card["loss_parameters"]["q"] == 0.5
+
+    def test_every_loss_that_applies(self, run, pictures_file, tmp_path):
+        """One command trains them all, says what it leaves out, and does nothing twice."""
+        options = ["--epochs", "1", "--batch", "30", "--architecture", "preact-resnet-8-16-32", "--device", "cpu"]
+        argv = ("train-encoder", f"arrays:{pictures_file}", *options, "--loss", "all", "--out", tmp_path)
+        code, out, err = run(*argv)
+        assert code == 0
+        trained = {Path(line.removeprefix("trained: ")).stem for line in out.splitlines()}
+        lacks = {line.split()[1].rstrip(":") for line in err.splitlines() if line.startswith("skipped")}
+        assert trained | lacks == set(registry.methods("loss"))
+        assert lacks == {"sepclr", "supremix"}
+        before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+        code, out, err = run(*argv)
+        assert (code, out) == (0, "")
+        assert err.count("is trained already") == len(trained)
+        assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+    def test_a_job_says_how_far_it_is(self, run, pictures_file, home):
+        assert run("train-encoder", f"arrays:{pictures_file}", *TRAIN, "--job", "t1")[0] == 0
+        note = json.loads((home / "notes" / "t1.json").read_text())
+        assert (note["done"], note["encoder"], len(note["history"])) == (True, "toy", 2)
+        with np.load(home / "results" / "live-t1.npz") as live:
+            assert live["xy"].shape == (60, 2)
 
     def test_no_pictures(self, run, arrays_file):
         code, out, err = run("train-encoder", f"arrays:{arrays_file()}", *TRAIN)
@@ -609,6 +646,28 @@ class TestTrainEncoder:
         code, out, err = run("train-encoder", f"arrays:{pictures_file}", *TRAIN, "--out", pictures_file / "e")
         assert (code, out) == (2, "")
         assert "pictures.npz/e cannot be written" in err
+
+
+class TestCompareEncoders:
+    def test_json_and_table(self, run, document, pictures_file, save_encoder, home, tmp_path):
+        save_encoder()
+        found = document(
+            "compare-encoders", f"arrays:{pictures_file}", "--encoder", "tiny", "--ship", tmp_path / "ship"
+        )
+        assert list(found) == ["encoders", "skipped"]
+        row = found["encoders"]["tiny"]
+        assert {"alignment", "uniformity", "effective_rank", "isotropy", "seeds", "sd", "detectors"} <= set(row)
+        assert {"auroc_ood", "auroc_mislabelled"} <= set(row["detectors"]["small-loss"])
+        shipped = {p.name.partition("-")[0] for p in (tmp_path / "ship").iterdir()}
+        assert shipped == {"encoder", "map", "verdict"}
+        code, out, _ = run("compare-encoders", f"arrays:{pictures_file}", "--encoder", "tiny")
+        assert code == 0
+        assert f"{row['uniformity']:.3f}" in out
+
+    def test_unknown(self, run, pictures_file):
+        code, out, err = run("compare-encoders", f"arrays:{pictures_file}", "--encoder", "nobody")
+        assert (code, out) == (2, "")
+        assert "there is no encoder called 'nobody'" in err
 
 
 def test_stopped_anywhere(run, arrays_file, monkeypatch):

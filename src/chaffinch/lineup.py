@@ -216,7 +216,7 @@ def _measure(study: Study, report: Report) -> Row:
     done, skipped = run_detectors(study, cuts, skip=True, report=_within(report, 0.4, 0.9))
     if truth is not None:
         figures = {d.slug: study.figures(d, d.own) for d in done}
-        wanted = ("auroc_ood", "auroc_mislabelled")
+        wanted = ("auroc_ood", "auroc_mislabelled", "auroc_any")
         row["detectors"] = {slug: {key: found.get(key) for key in wanted} for slug, found in figures.items()}
     row["skipped"] = skipped
     verdict = study.verdict(report=_within(report, 0.9, 1.0))
@@ -224,7 +224,8 @@ def _measure(study: Study, report: Report) -> Row:
     row["verdict_macro_f1"] = study.judged(verdict).get("macro_f1")
     if study.encoder != OWN_FEATURES:
         card = study.card()
-        row["seconds_per_epoch"] = card["seconds"] / card["epochs"]
+        if card["epochs"]:
+            row["seconds_per_epoch"] = card["seconds"] / card["epochs"]
     return {key: value for key, value in row.items() if value is not None}
 
 
