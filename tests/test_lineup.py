@@ -1,157 +1,172 @@
-"""Encoders side by side: the same measurements for each, seeds as one row, stored once."""
+"""Encoders side by side: figures with known answers, and what is stored of them."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from chaffinch import lineup
-from chaffinch.base.errors import InputError
-from chaffinch.data import CLEAN, OOD, NoisyDataset, Observed, Split, Truth
-from chaffinch.encoders.train import Recipe, train_encoder
-from chaffinch.study import Study, embeddings, encoder_cards
-from chaffinch.workspace import Workspace
+from chaffinch.cli import main
+from chaffinch.lineup import FIGURES, Figure, better, figures_key, heights, measure, only, over_seeds, reading, table
+from chaffinch.study import Study
 
-RECIPE = Recipe(epochs=6, batch=50, architecture="preact-resnet-8-16-32", device="cpu", learning_rate=0.01)
+UP, DOWN, NEITHER = Figure("up", "Up", "", 1), Figure("down", "Down", "", -1), Figure("at.x.y", "Neither", "", 0)
 
 
-def stripes(n, classes, rng):
-    """Pictures of horizontal (0), vertical (1) and no stripes (-1)."""
-    images = rng.integers(0, 90, (n, 12, 12), dtype=np.uint8)
-    images[classes == 0, ::3] += 120
-    images[classes == 1, :, ::3] += 120
-    return images
+def test_a_figure_is_read_by_its_path():
+    row = {"up": 2, "at": {"x": {"y": 0.5, "z": None}}}
+    assert reading(row, UP) == 2.0
+    assert reading(row, NEITHER) == 0.5
+    assert reading(row, DOWN) is None
+    assert reading(row, replace(NEITHER, key="at.x.z")) is None
+    assert reading(row, replace(NEITHER, key="up.x")) is None
 
 
-@pytest.fixture(scope="module")
-def dataset():
-    rng = np.random.default_rng(0)
-    true = rng.choice([0, 1, -1], 200, p=[0.4, 0.4, 0.2])
-    given = np.where(true < 0, rng.integers(0, 2, 200), np.where(rng.random(200) < 0.15, 1 - true, true))
-    test = rng.integers(0, 2, 80)
-    ids = np.array([f"p{i}" for i in range(200)])
-    return NoisyDataset(
-        "stripes",
-        Observed(labels=given, classes=("lying", "standing"), ids=ids, images=stripes(200, true, rng)),
-        truth=Truth.of(given, true),
-        test=Split(stripes(80, test, rng), test),
-        trusted=np.arange(20),
-    )
+@pytest.mark.parametrize(
+    ("figure", "one", "other", "which"),
+    [(UP, 1, 2, 1), (UP, 2, 1, -1), (DOWN, 1, 2, -1), (DOWN, 2, 1, 1), (UP, 1, 1, 0), (NEITHER, 1, 2, 0),
+     (UP, None, 2, 0), (DOWN, 1, None, 0)],
+)  # fmt: skip
+def test_the_better_of_two(figure, one, other, which):
+    assert better(figure, one, other) == which
 
 
-@pytest.fixture(scope="module")
-def workspace(dataset, tmp_path_factory):
-    """One loss with two seeds, and one whose modules give further features."""
-    workspace = Workspace(tmp_path_factory.mktemp("encoders"))
-    folder = workspace.folder("encoders")
-    for name, recipe in {
-        "one": RECIPE, "one-again": replace(RECIPE, seed=1), "joint": replace(RECIPE, loss="symile", epochs=12),
-        "parts": replace(RECIPE, loss="cmim", epochs=1),
-    }.items():  # fmt: skip
-        list(train_encoder(dataset, recipe, folder, name))
-    return workspace
+def test_heights_turn_each_axis_so_that_up_is_better():
+    values = np.array([[1, 10, 5], [2, 30, 5], [np.nan, 20, 5]])
+    found = heights(values, [UP, DOWN, UP])
+    np.testing.assert_array_equal(found, [[0, 1, 0.5], [1, 0, 0.5], [np.nan, 0.5, 0.5]])
 
 
-@pytest.fixture(scope="module")
-def rows(dataset, workspace):
-    told = []
-    names = ["one", "one-again", "joint", "nobody"]
-    found = lineup.line_up(dataset, names, workspace=workspace, report=lambda what, share: told.append((what, share)))
-    assert told[-1] == ("encoders", 1.0)
-    shares = [share for _, share in told]
-    assert shares == sorted(shares)
-    return found
+def test_detectors_become_figures_for_what_they_look_for():
+    *first, lsa, both = lineup.with_detectors(["lsa", "small-loss"])
+    assert tuple(first) == FIGURES
+    assert lsa.key == "detectors.lsa.auroc_ood"
+    assert lineup.sought("knn-distance") == "ood"
+    assert both.key == f"detectors.small-loss.auroc_{lineup.sought('small-loss')}"
+    assert lsa.better == 1
 
 
-def test_every_figure_is_there_and_sensible(rows):
-    (row, *_), _ = list(rows[0].values()), rows[1]
-    assert {f.key for f in lineup.FIGURES} <= set(row)
-    assert row["auroc_ood_linear"] > 0.9
-    assert row["knn_accuracy"] > 0.9
-    assert row["linear_accuracy"] > 0.9
-    assert 0 <= row["alignment"] < 2
-    assert row["uniformity"] < 0
-    assert 1 < row["effective_rank"] <= 32
-    assert 0 < row["isotropy"] < 1
-    assert row["seconds_per_epoch"] > 0
-    assert row["detectors"]["small-loss"]["auroc_mislabelled"] > 0.8
-    assert sum(row["called"].values()) == 200
+def test_the_table_has_a_row_an_encoder_and_no_empty_columns():
+    rows = {"a": {"up": 1, "at": {"x": {"y": 3}}}, "b:joint": {"up": None, "seeds": 2}}
+    found = table(rows, {"a": {"loss": "ce", "epochs": 3}, "b": {"loss": "dcl"}}, [UP, DOWN, NEITHER])
+    assert found.columns.tolist() == ["encoder", "loss", "epochs", "seeds", "up", "at.x.y"]
+    assert found["encoder"].tolist() == ["a", "b:joint"]
+    assert found["loss"].tolist() == ["ce", "dcl"]
+    assert found["seeds"].tolist() == [1, 2]
+    assert found["up"].tolist()[0] == 1
+    assert np.isnan(found["up"][1])
+    assert table({}, {}).empty
 
 
-def test_seeds_are_one_row(rows, dataset, workspace):
-    found, failed = rows
-    assert list(found) == ["one", "joint"]
-    assert list(failed) == ["nobody"]
-    assert "there is no encoder called 'nobody'" in failed["nobody"]
-    assert (found["one"]["seeds"], found["joint"]["seeds"]) == (2, 1)
-    assert found["joint"]["sd"] == {}
-    single = [lineup.measure(Study(dataset, name, workspace=workspace)) for name in ("one", "one-again")]
-    for key in ("uniformity", "knn_accuracy"):
-        values = [row[key] for row in single]
-        assert found["one"][key] == pytest.approx(np.mean(values))
-        assert found["one"]["sd"][key] == pytest.approx(np.std(values, ddof=1))
+def test_flagged_by_one_only_the_widest_gap_first():
+    one, other = np.array([1, 1, 1, 0, 1], bool), np.array([0, 1, 0, 1, 0], bool)
+    gap = np.array([0.1, 0.9, 0.7, 0.8, 0.4])
+    assert only(one, other, gap, None).tolist() == [2, 4, 0]
+    assert only(other, one, -gap, None).tolist() == [3]
+    assert only(one, other, gap, np.array([1, 1, 0, 1, 0], bool)).tolist() == [0]
 
 
-def test_joint_scores_are_evidence(rows):
-    """Only the encoder that was trained on pictures and labels together can say how well a label fits."""
-    found, _ = rows
-    assert found["joint"]["detectors"]["symile-fit"]["auroc_mislabelled"] > 0.7
-    assert "symile-fit" not in found["one"]["detectors"]
-    assert "choose an encoder trained with Symile" in found["one"]["skipped"]["symile-fit"]
+def test_together_counts_selected_neighbours(blobs, workspace):
+    study = Study(blobs, workspace=workspace)
+    own = blobs.truth.labels == 0
+    assert lineup.together(study, own) > 0.95  # a blob keeps to itself
+    scattered = np.arange(len(study)) % 2 == 0
+    near = study.evidence.neighbors.indices[:, :10]
+    expected = np.mean([np.mean([scattered[j] for j in near[i]]) for i in np.flatnonzero(scattered)])
+    assert lineup.together(study, scattered) == pytest.approx(expected)
+    assert np.isnan(lineup.together(study, np.zeros(len(study), bool)))
 
 
-def test_measured_once(dataset, workspace, rows, monkeypatch):
-    study = Study(dataset, "one", workspace=workspace)
+def test_encoders_that_differ_in_the_seed_become_one():
+    card = dict.fromkeys(lineup.SAME, 1)
+    cards = {"a": card | {"seed": 1}, "b": card | {"seed": 0}, "c": card | {"loss": "other", "seed": 0}}
+    rows = {name: {"uniformity": value} for name, value in {"a": 1.0, "b": 3.0, "c": 7.0}.items()}
+    found = over_seeds(rows, cards)
+    assert list(found) == ["b", "c"]
+    assert (found["b"]["uniformity"], found["b"]["seeds"]) == (2.0, 2)
+    assert found["b"]["sd"]["uniformity"] == pytest.approx(np.std([1, 3], ddof=1))
+    assert found["c"]["seeds"] == 1
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Measuring runs two detectors only."""
+    real = lineup.registry.methods
+    kept = {slug: real("detector")[slug] for slug in ("knn-distance", "knn-label")}
+    monkeypatch.setattr(lineup.registry, "methods", lambda kind: kept if kind == "detector" else real(kind))
+
+
+def pictures_file(tmp_path, pictures):
+    path, o = tmp_path / "pictures.npz", pictures.observed
+    np.savez(path, images=o.images, labels=o.labels, ids=o.ids, true_labels=pictures.truth.labels)
+    return f"arrays:{path}"
+
+
+def test_what_was_measured_is_stored(few, tmp_path, pictures, save_encoder, workspace):
+    save_encoder("tiny", epochs=2)
+    study = Study(pictures_file(tmp_path, pictures), "tiny", workspace=workspace)
+    assert not lineup.known(study)
+    assert lineup.stored(workspace, figures_key(study)) is None
+    row = measure(study)
     assert lineup.known(study)
-    monkeypatch.setattr(lineup, "_measure", lambda *_: pytest.fail("measured again"))
-    assert lineup.measure(study) == lineup.measure(Study(dataset, "one", workspace=workspace))
-    assert not lineup.known(Study(dataset, "one", workspace=workspace, seed=5))
+    assert lineup.stored(workspace, figures_key(study)) == row
+    assert set(row["detectors"]) == {"knn-label", "knn-distance"}
+    assert 0 <= row["auroc_ood_linear"] <= 1
 
 
-def test_without_truth_test_split_or_an_encoder(dataset, workspace, tmp_path):
-    rng = np.random.default_rng(1)
-    blobs = replace(dataset.observed, images=None, features=rng.standard_normal((200, 6)).astype(np.float32))
-    row = lineup.measure(Study(NoisyDataset("blobs", blobs), workspace=Workspace(tmp_path)))
-    assert {"uniformity", "effective_rank", "isotropy", "called", "skipped"} <= set(row)
-    assert not {"auroc_ood_linear", "knn_accuracy", "alignment", "detectors", "verdict_macro_f1"} & set(row)
+def test_the_command_tells_the_job_how_far_it_is(few, tmp_path, pictures, save_encoder, workspace, capsys, monkeypatch):
+    save_encoder("tiny", epochs=2)
+    save_encoder("broken", channels=3, epochs=2, seed=1)
+    name, notes = pictures_file(tmp_path, pictures), []
+    real = type(workspace).note
+    monkeypatch.setattr(type(workspace), "note", lambda self, job, value: (notes.append(value), real(self, job, value)))
+    assert main(["compare-encoders", name, "--encoder", "tiny", "--job", "m", "--quiet"]) == 0
+    assert workspace.noted("m") == {"done": True, "skipped": {}}
+    shares = [note["share"] for note in notes[:-1]]
+    assert any(note["what"].startswith("tiny: ") for note in notes[:-1])
+    assert shares == sorted(shares)
+
+    assert main(["compare-encoders", name, "--encoder", "nobody", "--job", "m", "--quiet"]) == 2
+    assert "no encoder called 'nobody'" in workspace.noted("m")["error"]
+
+    assert main(["compare-encoders", name, "--job", "m", "--json", "--quiet"]) == 0
+    document = json.loads(capsys.readouterr().out.rpartition("\n{\n")[2].join(["{\n", ""]))
+    assert "tiny" in document["encoders"]
+    assert set(workspace.noted("m")["skipped"]) == set(document["skipped"]) >= {"broken"}
 
 
-def test_nothing_to_measure(dataset, tmp_path):
-    bare = replace(dataset.observed, images=None, pred_probs=np.full((200, 2), 0.5))
-    with pytest.raises(InputError, match="blank has neither pictures nor features"):
-        lineup.measure(Study(NoisyDataset("blank", bare), workspace=Workspace(tmp_path)))
-    with pytest.raises(InputError, match="there is no encoder called 'nobody'"):
-        lineup.line_up(dataset, ["nobody"], workspace=Workspace(tmp_path), skip=False)
+def test_a_training_tells_the_job_and_keeps_its_course(tmp_path, pictures, workspace, monkeypatch):
+    name = pictures_file(tmp_path, pictures)
+    argv = ["train-encoder", name, "--loss", "ce", "--epochs", "2", "--batch", "30", "--architecture",
+            "preact-resnet-8-16-32", "--device", "cpu", "--name", "mine", "--job", "training", "--quiet"]  # fmt: skip
+    workspace.note("training", {"what": "starting", "share": 0.0, "pid": 1, "history": [9.0], "speed": 3.0})
+    notes = []
+    real = type(workspace).note
+    monkeypatch.setattr(type(workspace), "note", lambda self, job, value: (notes.append(value), real(self, job, value)))
+    assert main(argv) == 0
+    assert notes[0]["history"] == [9.0]  # what was there before it was resumed, until there is news
+    assert len(notes[-2]["history"]) == 2
+    end = workspace.noted("training")
+    assert (end["done"], end["encoder"], len(end["history"])) == (True, "mine", 2)
+    live = workspace.find("live", "training")
+    assert live["xy"].shape == (len(live["rows"]), 2)
+
+    assert main(argv) == 2  # it is trained already
+    failed = workspace.noted("training")
+    assert "is trained already" in failed["error"]
+    assert failed["history"] == end["history"]
 
 
-def test_outputs_of_a_loss_are_encoders_of_their_own(dataset, workspace):
-    card = encoder_cards(workspace)["parts"][1]
-    assert embeddings("parts", card) == ("parts", "parts:mu", "parts:informative")
-    assert embeddings("joint", encoder_cards(workspace)["joint"][1]) == ("joint",)
-    studies = [Study(dataset, name, workspace=workspace) for name in embeddings("parts", card)]
-    assert len({study.key for study in studies}) == 3
-    assert [study.features.shape[1] for study in studies] == [32, 64, 3 * 3 * 16]
-    with pytest.raises(InputError, match=r"encoder parts has no layer 'nonsense'; it has .*mu, informative"):
-        Study(dataset, "parts:nonsense", workspace=workspace).features  # noqa: B018
+def test_a_workspace_that_cannot_be_written_is_no_traceback(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["compare-encoders", "nothing", "--workspace", str(tmp_path / "file"), "--job", "m"]) == 2
+    assert "unknown dataset 'nothing'" in capsys.readouterr().err
 
 
-def test_two_views_are_near_and_not_the_same(dataset, workspace):
-    study = Study(dataset, "one", workspace=workspace)
-    one, other = study.two_views(50)
-    assert one.shape == other.shape == (50, 32)
-    near = np.linalg.norm(one - other, axis=1)
-    assert (near > 0).all()
-    assert near.mean() < np.linalg.norm(one - other[::-1], axis=1).mean()
-    np.testing.assert_array_equal(one, Study(dataset, "one", workspace=workspace).two_views(50)[0])
+def test_reports_need_no_meter(tmp_path):
+    from chaffinch.cli import _reporter
 
-
-def test_test_samples_set_aside_as_trusted_are_left_out(dataset, workspace):
-    features, labels = Study(dataset, "one", workspace=workspace).test_features()
-    assert len(features) == len(labels) == 60
-    np.testing.assert_array_equal(labels, dataset.test.labels[20:])
-
-
-def test_figures_are_documented():
-    assert len({f.key for f in lineup.FIGURES}) == len(lineup.FIGURES)
-    assert all(f.name and f.help.endswith(".") and f.better in (-1, 0, 1) for f in lineup.FIGURES)
-    assert (CLEAN, OOD) == (0, 2)
+    meter = SimpleNamespace()
+    assert _reporter(None, None, meter) is meter

@@ -31,8 +31,13 @@ def test_there_are_notebooks_and_they_carry_no_output():
         )
 
 
-def test_every_detector_has_its_section():
-    (path,) = (path for path in NOTEBOOKS if path.stem == "02_detectors")
+@pytest.mark.parametrize(
+    ("stem", "kind", "call"), [("02_detectors", "detector", 'find("{}"'), ("03_losses", "loss", 'formula("{}")')]
+)
+def test_every_method_has_its_section(stem: str, kind: str, call: str):
+    (path,) = (path for path in NOTEBOOKS if path.stem == stem)
     text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
-    for slug in registry.methods("detector"):
-        assert text.count(f"\n## `{slug}`\n") == text.count(f'find("{slug}")') == 1, slug
+    slugs = registry.methods(kind)
+    assert f" {len(slugs)} {'losses' if kind == 'loss' else 'detectors'}" in text, "correct their number in the text"
+    for slug in slugs:
+        assert text.count(f"\n## `{slug}`\n") == text.count(call.format(slug)) == 1, slug

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -32,7 +31,8 @@ def history(values: Sequence[float], colour: str, *, epochs: int | None = None) 
         line={"color": colour, "width": 2}, marker={"size": 5}, showlegend=False,
         hovertemplate="epoch %{x}: %{y:.4f}<extra></extra>",
     )  # fmt: skip
-    figure.update_xaxes(title="epoch", range=[1 - 0.02 * last, last * 1.02], zeroline=False, tickformat="d", nticks=8)
+    step = next(m * 10**k for k in range(9) for m in (1, 2, 5) if last <= 8 * m * 10**k)
+    figure.update_xaxes(title="epoch", range=[1 - 0.02 * last, last * 1.02], zeroline=False, tick0=0, dtick=step)
     figure.update_yaxes(title="mean loss", zeroline=False, nticks=6)
     return laid_out(figure, 240)
 
@@ -46,6 +46,8 @@ def parallel(
 ) -> go.Figure:
     """Every encoder as a line through its figures, up is better; the values at the ends are written there.
 
+    Where neither end is better, the name of the axis has an asterisk.
+
     Args:
         names: R encoders.
         heights: (R, F) 0 to 1, NaN where not known.
@@ -57,7 +59,7 @@ def parallel(
     figure = go.Figure()
     for at in where.tolist():
         figure.add_shape(type="line", x0=at, x1=at, y0=0, y1=1, line={"color": QUIET, "width": 1}, layer="below")
-    order = sorted(range(len(names)), key=lambda i: names[i] in marked)
+    order = sorted(range(len(names)), key=lambda i: [*marked].index(names[i]) if names[i] in marked else -1)
     for i in order:
         name = safe(names[i])
         colour = marked.get(names[i])
@@ -76,14 +78,14 @@ def parallel(
             figure.add_annotation(
                 x=at, y=y, text=_short(value), showarrow=False, yanchor=anchor, font_size=10, opacity=0.8
             )
-    words = [safe(axis) + ("" if better else "<br>(no better end)") for axis, better in axes]
+    words = [safe(axis) + ("" if better else " *") for axis, better in axes]
     figure.update_xaxes(
         tickvals=where, ticktext=words, tickangle=-55, showgrid=False, zeroline=False, automargin=True,
-        range=[-0.5, len(axes) - 0.5], fixedrange=True,
+        range=[-0.5, len(axes) - 0.5], fixedrange=True, ticklabeloverflow="allow",
     )  # fmt: skip
     figure.update_yaxes(visible=False, range=[-0.14, 1.14], fixedrange=True)
     return laid_out(figure, 430).update_layout(
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, hovermode="closest"
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, hovermode="closest", margin_l=40
     )
 
 
@@ -105,10 +107,10 @@ def spread(epochs: Sequence[int], kinds: Mapping[str, Array]) -> go.Figure:
             fillcolor=faint(KIND_COLOURS[kind], 0.3),
         )  # fmt: skip
     figure.update_xaxes(title="epoch", type="category")
-    log: dict[str, Any] = {"type": "log", "dtick": 1, "minor": {"ticks": "outside", "ticklen": 3}}
-    if np.isfinite(least) and every[np.isfinite(every)].max() / least < 30:
-        log |= {"dtick": "D2", "minor": None}
-    figure.update_yaxes(title="pull (log scale)", **(log if np.isfinite(least) else {}))
+    figure.update_yaxes(title="pull (log scale)")
+    if np.isfinite(least):
+        ticks = _ticks(least, float(np.nanmax(every)))
+        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     return laid_out(figure, 340).update_layout(boxmode="group", boxgap=0.25, boxgroupgap=0.1)
 
 
@@ -139,7 +141,14 @@ def whereto(
     figure.add_hline(y=0, line={"color": QUIET, "width": 1})
     figure.update_xaxes(title="epoch", type="category")
     figure.update_yaxes(title="cosine", range=span, zeroline=False)
-    return laid_out(figure, 300)
+    return laid_out(figure, 300).update_layout(legend_traceorder="normal")
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers that a log axis from low to high is marked with: powers of ten, and 2 and 5 where there are few."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    steps = (1, 2, 5) if len(powers) < 4 else (1,)
+    return [float(f"{step}e{power}") for power in powers for step in steps]
 
 
 def _short(value: float) -> str:

@@ -152,7 +152,9 @@ def map_controls(spec: Spec, study: Study) -> Spec:
     if study.observed.xy is None:
         layout = b.segmented_control("Map", MAPS, format_func=str.upper, key=begin("layout", spec.map, MAPS))
     only = c.toggle("Grey out unflagged", key=begin("only-flagged", spec.only == "flagged"))
-    return replace(spec, colour=colour, map=layout or spec.map, only="flagged" if only else "")
+    if layout not in (None, spec.map):
+        spec = replace(spec, map=layout, outline="", beside_outline="")  # they speak of other positions
+    return replace(spec, colour=colour, only="flagged" if only else "")
 
 
 @lru_cache(maxsize=8)

@@ -95,7 +95,7 @@ def pick(spec: Spec) -> Spec:
         )
         return replace(spec, beside="")
     chosen = st.selectbox(
-        f"Beside {spec.encoder}",
+        f"On the right, beside {spec.encoder}",
         options,
         key=begin("beside", spec.beside if spec.beside in options else options[0], options),
         format_func=lambda name: f"{name} — {names[name].partition(' (')[0]}",
@@ -295,16 +295,17 @@ def _figure(value: float) -> str:
 
 
 def _parallel(rows: dict[str, lineup.Row], axes: Sequence[lineup.Figure], marked: dict[str, str]) -> bool:
-    """All encoders as lines through their figures; False where too few are known."""
+    """All encoders as lines through their figures, if there are enough; is any of them measured?"""
+    if len(rows) < 3:
+        st.caption("With three or more encoders measured, each is drawn here as a line through its figures.")
+        return bool(rows)
     values = np.array([[lineup.reading(row, f) for f in axes] for row in rows.values()], dtype=float)
-    if len(rows) < 2:
-        return False
     there = ~np.isnan(values).all(axis=0)
     values, axes = values[:, there], [f for f, shown in zip(axes, there, strict=True) if shown]
     high = lineup.heights(values, axes)
     names = [(f.name, f.better) for f in axes]
     chart(figures.parallel(list(rows), high, values, names, marked), "parallel")
-    st.caption(f"Each line is one of the {len(rows)} encoders that are measured; up is better.")
+    st.caption(f"Each line is one of the {len(rows)} encoders that are measured; up is better (* neither end is).")
     return True
 
 
@@ -348,7 +349,7 @@ def _everything(study: Study, rows: dict[str, lineup.Row], axes: Sequence[lineup
             "epochs": number("Epochs", width=66),
             "seeds": number("Seeds", width=60, help="So many trainings, their figures averaged."),
         }
-        | {f.key: number(f.name, help=f.help, format="%.3f", width=90) for f in axes},
+        | {f.key: number(f.name, help=f.help, format="%.3f", width=40 + 7 * len(f.name)) for f in axes},
     )
 
 
@@ -442,6 +443,8 @@ def pulled(left: Side, right: Side | None) -> None:
             if isinstance(p, str):
                 st.info(plain(p), icon=":material/history_toggle_off:")
                 continue
+            if s.card.get("dataset_digest") != s.study.dataset.digest:
+                st.caption(f"As noted when it was trained, on {plain(s.card['dataset'])}.")
             chart(figures.spread(p.epochs.tolist(), p.spread), f"pulls-{s.key}")
             if p.given is not None and p.other is not None:
                 names = ("to the class on the label", f"to the {'true' if p.known else 'probable'} class")

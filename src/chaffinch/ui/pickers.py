@@ -36,7 +36,10 @@ def dataset_and_encoder(spec: Spec) -> Spec:
         if encoder in names:
             st.caption(plain(names[encoder]))
     if name != spec.dataset or encoder != spec.encoder:
-        spec = replace(spec, dataset=name, encoder=encoder, sample="", label="", outline="", page=1)
+        beside = spec.beside_outline if name == spec.dataset else ""
+        spec = replace(
+            spec, dataset=name, encoder=encoder, sample="", label="", outline="", beside_outline=beside, page=1
+        )
         if name:
             keep(spec)
             st.rerun()  # what was drawn above speaks of the dataset before

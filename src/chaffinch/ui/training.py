@@ -35,10 +35,12 @@ def section(spec: Spec, study: Study) -> None:
     plan = _begun(study.workspace)
     job = _job(study.workspace, plan)
     state = study.workspace.noted(JOB) or {}
+    if plan is not None and job.at_work:
+        _live(job, plan)
+        return
+    _notice(job)
     if plan is None or not state:
         _form(spec, study)
-    elif job.at_work:
-        _live(job, plan)
     elif "done" in state:
         _done(spec, job, plan, state)
         _form(spec, study)
@@ -54,7 +56,14 @@ def _begun(workspace: Workspace) -> Plan | None:
 
 def _job(workspace: Workspace, plan: Plan | None) -> jobs.Job:
     command = plan.command() if plan else ()
-    return jobs.Job(workspace, JOB, command, f"{plan.name} on {plan.dataset}" if plan else "", "train")
+    return jobs.Job(workspace, JOB, command, plan.dataset if plan else "", "train")
+
+
+@st.fragment(run_every=2.0)
+def _notice(job: jobs.Job) -> None:
+    """Draw the page again when another page that is open has started a training."""
+    if job.at_work:
+        st.rerun()
 
 
 @st.fragment(run_every=1.0)
@@ -91,7 +100,11 @@ def _course(job: jobs.Job, plan: Plan, state: dict[str, Any]) -> None:
     live = job.workspace.find("live", JOB)
     if live is None:
         return
-    data = cached.dataset(plan.dataset)
+    try:
+        data = cached.dataset(plan.dataset)
+    except InputError as error:
+        right.caption(plain(str(error)))
+        return
     with right:
         colours = ["given", *(["kind"] if data.truth is not None else [])]
         by = st.segmented_control(
@@ -200,7 +213,7 @@ def _form(spec: Spec, study: Study) -> None:
             _job(study.workspace, plan).start()
             st.rerun()
     if cannot:
-        with st.expander(f"{len(cannot)} losses cannot be trained on this dataset"):
+        with st.expander("Losses that cannot be trained on this dataset"):
             st.markdown(
                 "\n".join(f"- :gray[**{plain(cards[slug].name)}**: {plain(reason)}]" for slug, reason in cannot.items())
             )

@@ -1,0 +1,185 @@
+"""The Losses page in a real browser: samples selected on one map are marked on the other, and a training is watched."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
+
+from chaffinch.data import open_dataset
+from chaffinch.encoders.train import Recipe, train_encoder
+from chaffinch.study import Study
+from chaffinch.workspace import Workspace
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)]
+ROOT = Path(__file__).parents[2]
+WAIT = 40_000  # ms; the machine may be busy
+OUTPUT = ROOT / "tests" / "output"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A dataset of 240 pictures of stripes, and two encoders trained on it, in a workspace."""
+    folder = tmp_path_factory.mktemp("losses")
+    rng = np.random.default_rng(3)
+    true = np.arange(240) % 2
+    images = rng.integers(0, 60, (240, 12, 12), dtype=np.uint8)
+    images[true == 0, ::3] += 150
+    images[true == 1, :, ::3] += 150
+    given = true.copy()
+    given[:40] = 1 - given[:40]
+    np.savez(folder / "p.npz", images=images, labels=given, true_labels=true)
+    name, workspace = f"arrays:{folder / 'p.npz'}", Workspace(folder / "home")
+    for loss in ("ce", "supcon"):
+        recipe = Recipe(loss=loss, epochs=2, batch=60, architecture="preact-resnet-8-16-32", device="cpu")
+        for _ in train_encoder(open_dataset(name), recipe, workspace.folder("encoders"), f"{loss}-mine"):
+            pass
+        study = Study(name, f"{loss}-mine", workspace=workspace)
+        study.map("pca")
+        study.verdict()
+    return name, workspace.root
+
+
+@pytest.fixture(scope="module")
+def server(built: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    command = [sys.executable, "-m", "chaffinch.cli", "app", "--port", str(port)]
+    with serve(command, port, folder / "log.txt", cwd=folder, CHAFFINCH_HOME=str(built[1])) as url:
+        yield url
+    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as chrome:
+        yield chrome
+
+
+@pytest.fixture
+def visit(browser: Any, server: str, built: tuple[str, Path]) -> Iterator[Any]:
+    """A function that opens the two encoders on the page in a fresh session and waits for both maps."""
+    contexts, problems = [], []
+
+    def go(width: int = 1400, scheme: str = "light") -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 3600}, color_scheme=scheme)
+        context.set_default_timeout(WAIT)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        view = f"dataset={built[0]}&encoder=ce-mine&beside=supcon-mine&map=pca&detectors=knn-label&colour=kind"
+        page.goto(f"{server}/losses?{view}")
+        page.wait_for_function("() => document.querySelectorAll('.chf-map[data-paint]').length === 2", timeout=WAIT)
+        page.get_by_role("button", name="Start training").or_(page.get_by_text("is trained, and")).first.wait_for()
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+COLOURED = """() => [...document.querySelectorAll('.chf-plot')].slice(0, 2).map(({ data }) => data.slice(1)
+  .flatMap(({ x, y }) => [...x].map((v, i) => [v, y[i]])).filter(([v]) => !Number.isNaN(v)))"""
+
+
+def lit(page: Any, studies: tuple[Study, Study]) -> list[set[int]]:
+    """The samples that are in colour on either map, found by their positions."""
+    found = []
+    for study, points in zip(studies, page.evaluate(COLOURED), strict=True):
+        at = {tuple(np.round(place, 4)): i for i, place in enumerate(study.map("pca").astype(float))}
+        found.append({at[tuple(np.round(point, 4))] for point in points})
+    return found
+
+
+def drag(page: Any, at: int, start: tuple[float, float], end: tuple[float, float]) -> None:
+    box = page.locator(".chf-stage").nth(at).bounding_box()
+    places = [(box["x"] + fx * box["width"], box["y"] + fy * box["height"]) for fx, fy in (start, end)]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    page.mouse.move(*places[1], steps=4)
+    page.mouse.up()
+
+
+def test_samples_selected_on_one_map_are_marked_on_the_other(visit: Any, built: tuple[str, Path]) -> None:
+    page, workspace = visit(), Workspace(built[1])
+    studies = tuple(Study(built[0], name, workspace=workspace) for name in ("ce-mine", "supcon-mine"))
+    everything = [set(range(240))] * 2
+    assert lit(page, studies) == everything
+    page.get_by_label("Select with a box").nth(0).click()
+    assert page.get_by_label("Select with a box").nth(1).get_attribute("aria-pressed") == "true"
+    drag(page, 0, (0.02, 0.02), (0.5, 0.98))
+    page.wait_for_selector("text=samples are selected")
+    left, right = lit(page, studies)
+    assert left == right
+    assert 0 < len(left) < 240
+    half = np.median(studies[0].map("pca")[:, 0])
+    assert page.get_by_text(f"{len(left)} samples are selected").is_visible()
+    assert max(studies[0].map("pca")[sorted(left), 0]) < half + 10  # those on the left of that map
+    outlines = page.locator(".chf-outline")
+    assert outlines.nth(0).get_attribute("d")
+    assert not outlines.nth(1).get_attribute("d")  # the other map has the samples, not the polygon
+
+    drag(page, 1, (0.5, 0.02), (0.98, 0.98))
+    page.wait_for_function("() => location.search.includes('beside_outline')")
+    again = lit(page, studies)
+    assert again[0] == again[1] != left
+    assert not outlines.nth(0).get_attribute("d")
+    assert outlines.nth(1).get_attribute("d")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("text=samples are selected", state="detached")
+    assert lit(page, studies) == everything
+
+
+def test_a_training_is_started_watched_stopped_and_resumed(visit: Any, built: tuple[str, Path]) -> None:
+    page = visit()
+    page.locator(".st-key-train-loss input").click()
+    page.keyboard.type("Generalised")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".st-key-train-gce-q")
+    for name, value in (("Epochs", "40"), ("Batch", "20")):
+        field = page.get_by_role("spinbutton", name=name)
+        field.fill(value)
+        field.press("Enter")
+    page.wait_for_timeout(700)
+    page.get_by_role("button", name="Start training").click()
+    page.wait_for_selector(".st-key-train-history .js-plotly-plot")
+    page.wait_for_function("() => document.querySelectorAll('.chf-map[data-paint]').length === 3", timeout=WAIT)
+    page.wait_for_selector("text=/epoch \\d+ of 40, loss \\d\\.\\d+, [\\d,]+ pictures.s, \\d+:\\d\\d left/")
+    before = page.locator(".chf-map").nth(2).get_attribute("data-paint")
+    assert before
+    page.locator(".st-key-train-stop button").click()
+    page.wait_for_selector("text=/The training of gce was stopped/")
+    note = Workspace(built[1]).noted("training")
+    seen = len(note["history"])
+    assert note["stopped"]
+    assert 1 <= seen < 40
+    assert (built[1] / "encoders" / "gce.partial.safetensors").exists()
+
+    other = visit()  # another tab sees the same
+    other.wait_for_selector("text=/The training of gce was stopped/")
+    other.get_by_role("button", name="Resume").click()
+    page.wait_for_selector("text=/epoch \\d+ of 40/")  # and this one notices
+    page.wait_for_selector("text=/gce is trained, and among the encoders above/")
+    card = json.loads((built[1] / "encoders" / "gce.json").read_text())
+    assert len(card["history"]) == 40
+    np.testing.assert_allclose(card["history"][:seen], note["history"], atol=1e-5)  # it went on, not over
+    page.get_by_role("button", name="Put it beside ce-mine").click()
+    page.wait_for_function("() => new URL(location).searchParams.get('beside') === 'gce'")
+    page.wait_for_function("() => document.querySelectorAll('.chf-map[data-paint]').length === 2", timeout=WAIT)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_maps_are_stacked(visit: Any, scheme: str) -> None:
+    page = visit(width=420, scheme=scheme)
+    boxes = [page.locator(".chf-map").nth(i).bounding_box() for i in range(2)]
+    assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]
+    assert all(box["width"] <= 420 for box in boxes)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 420
+    OUTPUT.mkdir(exist_ok=True)
+    page.screenshot(path=OUTPUT / f"losses-narrow-{scheme}.png")
