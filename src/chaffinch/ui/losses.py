@@ -267,10 +267,11 @@ def _pair(axes: Sequence[lineup.Figure], left: Side, right: Side, pair: Sequence
         one, other = (lineup.reading(row, f) for row in pair)
         if one is None and other is None:
             continue
-        best = lineup.better(f, one, other)
+        texts = ["–" if value is None else _figure(value) for value in (one, other)]
+        best = lineup.better(f, one, other) if texts[0] != texts[1] else 0
         cells = "".join(
-            f'<td class="{"cf-best" if best == side else ""}">{"–" if value is None else _figure(value)}</td>'
-            for value, side in ((one, -1), (other, 1))
+            f'<td class="{"cf-best" if best == side else ""}">{text}</td>'
+            for text, side in zip(texts, (-1, 1), strict=True)
         )
         lines.append(f'<tr title="{escape(f.help)}"><th>{escape(f.name)}</th>{cells}</tr>')
     if not lines:
