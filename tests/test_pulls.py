@@ -95,6 +95,18 @@ def test_the_sentence_names_the_verdict_where_the_truth_is_not_known():
     assert "true" not in told
 
 
+def test_one_axis_for_records_of_any_length():
+    long = pulls.read(record(), GIVEN, KIND, OWN, True)
+    short = pulls.read(
+        record(epochs=np.array([1]), pulls=record().pulls[:1], towards=record().towards[:1] * 2), GIVEN, KIND, OWN, True
+    )
+    none = pulls.read(record(towards=np.empty((2, 7, 0))), GIVEN, KIND, OWN, True)
+    ends = [np.min, np.max]
+    expected = [end([end(v) for p in (long, short) for v in (p.given, p.other)]) for end in ends]
+    assert pulls.span([long, short, none], 0) == pytest.approx(expected)
+    assert pulls.span([none]) == (-0.05, 0.05)
+
+
 def study(*, data, made, verdict=None):
     return SimpleNamespace(
         record=lambda: made, dataset=data, card=lambda: {"dataset": "elsewhere"},

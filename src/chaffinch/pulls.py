@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,13 @@ def of(study: Study, trained_on: NoisyDataset | None) -> Pulls | str:
         return "Which pictures were noisy when it was trained is not known, and there is no verdict on them."
     verdict = study.verdict()
     return read(record, labels, verdict.kinds, verdict.labels, False)
+
+
+def span(pulls: Iterable[Pulls], room: float = 0.05) -> tuple[float, float]:
+    """Ends of an axis on which all cosines of several records fit, so that their figures can be compared."""
+    every = [part.ravel() for p in pulls for part in (p.given, p.other) if part is not None]
+    values = np.concatenate([*every, [0.0]])
+    return float(np.nanmin(values)) - room, float(np.nanmax(values)) + room
 
 
 def told(pulls: Mapping[str, Pulls]) -> list[str]:

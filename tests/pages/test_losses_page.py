@@ -23,7 +23,7 @@ from chaffinch.workspace import Workspace
 
 APP = str(Path(__file__).parents[2] / "app.py")
 CUTS = (Cut("knn-label", rule="own"), Cut("knn-distance", rule="own"))
-PARAMETERS = {"one": ("ce", {"smoothing": 0.1}), "two": ("supcon", {}), "three": ("dcl", {})}
+ENCODERS = {"one": ("ce", {"smoothing": 0.1}, 2), "two": ("supcon", {}, 3), "three": ("dcl", {}, 1)}
 EVERYTHING = "-99,-99 99,-99 99,99 -99,99"
 
 
@@ -42,8 +42,8 @@ def built(tmp_path_factory) -> tuple[str, Path]:
     images[80:] = rng.integers(0, 256, (10, 12, 12), dtype=np.uint8)
     np.savez(folder / "p.npz", images=images, labels=given, true_labels=true, classes=np.array(["rows", "columns"]))
     name, workspace = f"arrays:{folder / 'p.npz'}", Workspace(folder / "home")
-    for encoder, (loss, parameters) in PARAMETERS.items():
-        recipe = Recipe(loss=loss, parameters=parameters, epochs=2, batch=30, architecture="preact-resnet-8-16-32",
+    for encoder, (loss, parameters, epochs) in ENCODERS.items():
+        recipe = Recipe(loss=loss, parameters=parameters, epochs=epochs, batch=30, architecture="preact-resnet-8-16-32",
                         device="cpu")  # fmt: skip
         for _ in train_encoder(open_dataset(name), recipe, workspace.folder("encoders"), encoder):
             pass

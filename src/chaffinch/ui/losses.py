@@ -346,7 +346,7 @@ def _everything(study: Study, rows: dict[str, lineup.Row], axes: Sequence[lineup
         hide_index=True,
         column_config={
             "encoder": st.column_config.TextColumn("Encoder", pinned=True, width=130),
-            "loss": st.column_config.TextColumn("Loss", width=90),
+            "loss": st.column_config.TextColumn("Loss", width=110),
             "epochs": number("Epochs", width=66),
             "seeds": number("Seeds", width=60, help="So many trainings, their figures averaged."),
         }
@@ -435,9 +435,7 @@ def pulled(left: Side, right: Side | None) -> None:
     )
     found = {s: cached.pulls(s.study) for s in (left, right) if s is not None and s.name != OWN_FEATURES}
     known = {s: p for s, p in found.items() if isinstance(p, pulls.Pulls)}
-    ends = [p.given[:, [0, 2]] for p in known.values() if p.given is not None]
-    ends += [p.other[:, [0, 2]] for p in known.values() if p.other is not None]
-    span = (float(np.nanmin(ends)) - 0.05, float(np.nanmax(ends)) + 0.05) if ends else (-1.0, 1.0)
+    span = pulls.span(known.values())
     for column, (s, p) in zip(st.columns(2, gap="medium"), found.items(), strict=False):
         with column:
             _heading(s)
