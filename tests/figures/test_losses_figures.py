@@ -33,8 +33,8 @@ def test_parallel_marks_two_and_writes_the_ends():
     assert drawn[0].line.width < drawn[1].line.width
     assert list(drawn[2].customdata) == ["1.000", "10.0"]
     assert drawn[0].customdata[1] == "not known"
-    ends = {(a.x, a.y > 0.5): a.text for a in figure.layout.annotations}
-    assert ends == {(0, True): "2.000", (0, False): "1.000", (1, True): "10.0", (1, False): "30.0"}
+    ends = {t.y[0]: (t.textposition, list(t.text)) for t in figure.data if t.mode == "text"}
+    assert ends == {0: ("bottom center", ["1.000", "30.0"]), 1: ("top center", ["2.000", "10.0"])}
     assert figure.layout.xaxis.ticktext == ("up", "a &lt; b")
     assert figures.parallel(["x"], heights[:1], values[:1], [("n", 0), ("m", 1)], {}).layout.xaxis.ticktext[0] == "n *"
 

@@ -57,8 +57,10 @@ def parallel(
     """
     where = np.arange(len(axes))
     figure = go.Figure()
-    for at in where.tolist():
-        figure.add_shape(type="line", x0=at, x1=at, y0=0, y1=1, line={"color": QUIET, "width": 1}, layer="below")
+    poles = np.repeat(where, 3), np.tile([0, 1, np.nan], len(axes))
+    figure.add_scatter(
+        x=poles[0], y=poles[1], mode="lines", line={"color": QUIET, "width": 1}, hoverinfo="skip", showlegend=False
+    )
     order = sorted(range(len(names)), key=lambda i: [*marked].index(names[i]) if names[i] in marked else -1)
     for i in order:
         name = safe(names[i])
@@ -69,15 +71,13 @@ def parallel(
             marker={"size": 8 if colour else 4}, customdata=[_short(v) for v in values[i]],
             text=[safe(axis) for axis, _ in axes], hovertemplate=f"%{{text}}: %{{customdata}}<extra>{name}</extra>",
         )  # fmt: skip
-    for at, (_, better) in enumerate(axes):
-        low, high = np.nanmin(values[:, at]), np.nanmax(values[:, at])
-        for y, value, anchor in (
-            (1.03, low if better < 0 else high, "bottom"),
-            (-0.03, high if better < 0 else low, "top"),
-        ):
-            figure.add_annotation(
-                x=at, y=y, text=_short(value), showarrow=False, yanchor=anchor, font_size=10, opacity=0.8
-            )
+    turned = np.array([better < 0 for _, better in axes])
+    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    for y, place, ends in ((0, "bottom", np.where(turned, high, low)), (1, "top", np.where(turned, low, high))):
+        figure.add_scatter(
+            x=where, y=np.full(len(axes), y), mode="text", text=[_short(end) for end in ends], hoverinfo="skip",
+            textposition=f"{place} center", textfont={"size": 10, "color": QUIET}, showlegend=False, cliponaxis=False,
+        )  # fmt: skip
     words = [safe(axis) + ("" if better else " *") for axis, better in axes]
     figure.update_xaxes(
         tickvals=where, ticktext=words, tickangle=-55, showgrid=False, zeroline=False, automargin=True,

@@ -71,12 +71,12 @@ class Side:
         """The verdict, if it is there."""
         return explore.known_verdict(self.study)
 
-    @property
+    @cached_property
     def card(self) -> dict[str, Any]:
         """The model card; empty where the features came with the data."""
         return {} if self.name == OWN_FEATURES else self.study.card()
 
-    @property
+    @cached_property
     def loss(self) -> MethodCard | None:
         """The card of the loss that trained it, if that is at hand."""
         found = registry.methods("loss").get(self.card.get("loss", ""))
