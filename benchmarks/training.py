@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from chaffinch.base.methods import find_method
 from chaffinch.base.threads import cores
 from chaffinch.data import NoisyDataset, open_dataset
 from chaffinch.encoders.device import keep_freed_memory, pick_device, pick_precision
 from chaffinch.encoders.network import build, to_tensor
 from chaffinch.encoders.train import Recipe, train_encoder
-from chaffinch.losses.base import loss_class
 
 Row = dict[str, Any]
 BARE = "bare forward and backward"
@@ -101,7 +101,7 @@ def measure(slugs: list[str], batch: int, steps: int) -> Iterator[Row]:
     images = torch.as_tensor(dataset.observed.images)
     with tempfile.TemporaryDirectory() as folder:
         for slug in slugs:
-            recipe, cls = Recipe(loss=slug, batch=batch, epochs=1000), loss_class(slug)
+            recipe, cls = Recipe(loss=slug, batch=batch, epochs=1000), find_method("loss", slug)
             training = train_encoder(dataset, recipe, Path(folder), slug)
             alone = bare(recipe, cls.views, images, device)
             next(training)

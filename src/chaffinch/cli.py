@@ -242,11 +242,11 @@ def _reporter(workspace: Workspace, job: str | None, meter: Meter) -> Any:
 
 def _train_encoder(args: argparse.Namespace) -> int:
     from . import registry
+    from .base.methods import find_method, method_options
     from .data import open_dataset
     from .encoders.augment import Augment
     from .encoders.steps import lacking
     from .encoders.train import Recipe
-    from .losses.base import loss_class, loss_options
     from .spec import check_seed
     from .study import encoder_cards
     from .workspace import Workspace
@@ -270,7 +270,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
         raise InputError("--name, --temperature and --set are for one loss; with --loss all each keeps its own")
     failed = 0
     for slug in registry.methods("loss") if every else [args.loss]:
-        cls = loss_class(slug)
+        cls = find_method("loss", slug)
         seed = f"-s{args.seed}" if args.seed else ""
         name = args.name or f"{slug}{seed}" + ("" if args.out else f"-{dataset.digest[:8]}")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -284,7 +284,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
         if not args.out and encoder_cards(workspace).get(name, (path,))[0] != path:
             raise InputError(f"--name {name}: a shipped encoder is called so; choose another")
         recipe = Recipe(
-            loss=slug, parameters=loss_options(cls, parameters), epochs=args.epochs, batch=args.batch, seed=args.seed,
+            loss=slug, parameters=method_options(cls, parameters), epochs=args.epochs, batch=args.batch, seed=args.seed,
             learning_rate=args.learning_rate, device=args.device, architecture=args.architecture,
             augment=Augment(flip=0.0 if args.no_flip else 0.5),
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from .card import MethodCard
 
-FAMILIES = {"detector": "detectors", "loss": "losses"}
+FAMILIES = {"detector": "detectors", "loss": "losses", "trainer": "trainers"}
 
 
 @cache
@@ -22,7 +22,7 @@ def methods(kind: str) -> dict[str, Any]:
     vanishes silently.
 
     Args:
-        kind: ``"detector"`` or ``"loss"``.
+        kind: ``"detector"``, ``"loss"`` or ``"trainer"``.
 
     Returns:
         slug -> class; each class carries its ``card``.

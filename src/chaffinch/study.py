@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from . import projection, registry
 from .base.errors import InputError, MissingEvidence
 from .base.files import assets_dir, digest, read_json
+from .base.methods import find_method
 from .base.mixture import fit_mixture
 from .base.record import Record, load_record
 from .card import KINDS
@@ -495,10 +496,7 @@ class Study:
             InputError: no such detector or parameter; the message names the ones there are.
         """
         parameters = parameters or {}
-        try:
-            cls = registry.get("detector", slug)
-        except KeyError as error:
-            raise InputError(str(error.args[0])) from error
+        cls = find_method("detector", slug)
         if "seed" in cls().get_params() and "seed" not in parameters:
             parameters = {"seed": self.seed, **parameters}
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import registry
+from .base.methods import find_method, method_options
 from .data import NoisyDataset
 from .study import encoder_cards
 from .workspace import Workspace
@@ -87,10 +88,8 @@ def options(slug: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]
     Raises:
         InputError: no such loss or parameter, or a value that it cannot take.
     """
-    from .losses.base import loss_class, loss_options
-
-    cls = loss_class(slug)
-    found = loss_options(cls, given)
+    cls = find_method("loss", slug)
+    found = method_options(cls, given)
     cls(**found)
     return found
 

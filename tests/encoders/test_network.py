@@ -23,7 +23,7 @@ def test_parameter_count():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(28, 28), (12, 9)])
 def test_shapes_and_layers(architecture, channels, size):
-    widths = [int(part) for part in architecture.split("-")[2:]]
+    widths = [int(part) for part in architecture.split("-")[-3:]]
     network = build(architecture, channels).eval()
     assert network.layers == ("layer1", "layer2", "layer3", "final")
     x = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,8 @@ from chaffinch.encoders.augment import Augment
 from chaffinch.encoders.device import engine
 from chaffinch.encoders.network import build
 from chaffinch.encoders.steps import Learner, Pictures, gathered
-from chaffinch.losses.base import Sizes, loss_class
+from chaffinch.base.methods import find_method
+from chaffinch.losses.base import Sizes
 
 fabric = engine("cpu", "float32")
 rng = np.random.default_rng(0)
@@ -27,7 +28,7 @@ seen = Observed(labels=labels, classes=("a", "b", "c"), ids=np.arange(48).astype
 out = {}
 for slug in sys.argv[1].split(","):
     torch.manual_seed(0)
-    loss = loss_class(slug)()
+    loss = find_method("loss", slug)()
     network = build("preact-resnet-8-16-32", 1)
     loss.setup(Sizes(network.dim, network.projection, 3, 48, (1, 12, 12)))
     learner = Learner(network, loss, 3)

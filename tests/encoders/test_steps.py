@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from chaffinch.base.methods import find_method
 from chaffinch.data import NoisyDataset, Observed, Split
 from chaffinch.encoders.augment import Augment
 from chaffinch.encoders.device import engine
 from chaffinch.encoders.steps import Pictures, by_sample, class_numbers, lacking
-from chaffinch.losses.base import loss_class
 
 
 def toy(n=20, **more):
@@ -21,7 +21,7 @@ def toy(n=20, **more):
 
 
 def pictures(dataset, slug, batch):
-    return Pictures(dataset, loss_class(slug)(), batch, Augment(), engine("cpu", "float32"))
+    return Pictures(dataset, find_method("loss", slug)(), batch, Augment(), engine("cpu", "float32"))
 
 
 def draw(seed=0):
@@ -101,15 +101,15 @@ def test_background_is_what_is_known_to_be_clean(kept):
 
 
 def test_what_a_loss_lacks():
-    assert lacking(loss_class("simclr"), toy()) is None
+    assert lacking(find_method("loss", "simclr"), toy()) is None
     assert "toy has no pictures" in lacking(
-        loss_class("simclr"), toy(images=None, features=np.zeros((20, 2), np.float32))
+        find_method("loss", "simclr"), toy(images=None, features=np.zeros((20, 2), np.float32))
     )
-    assert "known to be clean" in lacking(loss_class("sepclr"), toy())
-    assert lacking(loss_class("supremix"), toy()) is None
-    assert "'Dress'" in lacking(loss_class("supremix"), toy(classes=("Dress", "Shirt", "Coat")))
+    assert "known to be clean" in lacking(find_method("loss", "sepclr"), toy())
+    assert lacking(find_method("loss", "supremix"), toy()) is None
+    assert "'Dress'" in lacking(find_method("loss", "supremix"), toy(classes=("Dress", "Shirt", "Coat")))
     one = toy(labels=np.zeros(20, np.int64), classes=("only",))
-    assert "at least two classes" in lacking(loss_class("ce"), one)
+    assert "at least two classes" in lacking(find_method("loss", "ce"), one)
 
 
 def test_by_sample():

@@ -172,7 +172,7 @@ def test_partial_file_is_not_pickled(partial):
     raw = (partial / "toy.partial.safetensors").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     state = json.loads(header["__metadata__"]["state"])
-    assert len(state["history"]) == 1
+    assert len(state["kept"]["history"]) == 1
     assert json.loads(state["identity"])[1] == {
         **json.loads(json.dumps(asdict(RECIPE))), "parameters": {"temperature": 0.2}, "device": "", "precision": "",
     }  # fmt: skip

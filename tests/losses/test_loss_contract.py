@@ -5,7 +5,8 @@ import torch
 
 from chaffinch import registry
 from chaffinch.base.errors import InputError
-from chaffinch.losses.base import NEEDS, Batch, ContrastiveLoss, LossOut, Sizes, loss_class, loss_options
+from chaffinch.base.methods import find_method, method_options
+from chaffinch.losses.base import NEEDS, Batch, ContrastiveLoss, LossOut, Sizes
 
 LOSSES = registry.methods("loss")
 B, F, D, C, N, SHAPE = 12, 10, 8, 3, 40, (1, 12, 12)
@@ -78,7 +79,7 @@ def test_declaration(cls):
     assert cls.needs <= NEEDS
     assert not cls.card.finds
     assert cls.views >= 1
-    options = loss_options(cls)
+    options = method_options(cls)
     assert cls(**options).state_dict().keys() == cls().state_dict().keys()
     assert all(isinstance(value, bool | int | float | str) or value is None for value in options.values())
 
@@ -218,19 +219,19 @@ def test_further_features(cls):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_bad_temperature(cls, temperature):
-    if "temperature" not in loss_options(cls):
+    if "temperature" not in method_options(cls):
         pytest.skip("it has none")
     with pytest.raises(InputError, match="temperature"):
         cls(temperature=temperature)
 
 
 def test_options():
-    simclr = loss_class("simclr")
-    assert loss_options(simclr) == {"temperature": 0.2}
-    assert loss_options(simclr, {"temperature": "0.5"}) == {"temperature": 0.5}
+    simclr = find_method("loss", "simclr")
+    assert method_options(simclr) == {"temperature": 0.2}
+    assert method_options(simclr, {"temperature": "0.5"}) == {"temperature": 0.5}
     with pytest.raises(InputError, match="simclr has no parameter 'temprature'; did you mean temperature"):
-        loss_options(simclr, {"temprature": 1})
+        method_options(simclr, {"temprature": 1})
     with pytest.raises(InputError, match="simclr: temperature must be float, got 'warm'"):
-        loss_options(simclr, {"temperature": "warm"})
+        method_options(simclr, {"temperature": "warm"})
     with pytest.raises(InputError, match="no loss called 'simclrr'; did you mean simclr"):
-        loss_class("simclrr")
+        find_method("loss", "simclrr")

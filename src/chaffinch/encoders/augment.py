@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,129 @@ class Augment:
             mean = x.mean((1, 2, 3), keepdim=True)
             x = (x - mean) * contrast + mean
         return x.clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Random crop after padding with black, and horizontal flip: the weak view of robust training.
+
+    Attributes:
+        pad: pixels on every side.
+        flip: probability of a horizontal flip (0 for digits).
+    """
+
+    pad: int = 2
+    flip: float = 0.5
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One random view of each picture: (B, C, H, W) -> the same shape."""
+        b, _, h, w = x.shape
+        corner = torch.randint(2 * self.pad + 1, (2, b, 1), generator=generator, device=x.device)
+        down = corner[0] + torch.arange(h, device=x.device)
+        right = corner[1] + torch.arange(w, device=x.device)
+        mirror = torch.rand(b, 1, device=x.device, generator=generator) < self.flip
+        right = torch.where(mirror, right.flip(1), right)
+        padded = F.pad(x, (self.pad,) * 4)
+        rows = torch.arange(b, device=x.device)[:, None, None]
+        return padded[rows, :, down[:, :, None], right[:, None, :]].movedim(3, 1)
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """A few random operations on each picture, after a `Shift` (Cubuk et al. 2020, arXiv 1909.13719).
+
+    Operations: nothing, shear and translation along each axis, rotation, brightness, colour, contrast, sharpness,
+    posterise, solarise, automatic contrast, equalise. At strength m of 30, shear is 0.3 m/30, translation 0.45 m/30 of
+    the side, rotation m degrees, the factors of brightness, colour, contrast and sharpness 1 ± 0.9 m/30, posterise
+    keeps 8 - 4 m/30 bits, and solarise inverts what is brighter than 1 - m/30; signs are random.
+
+    Attributes:
+        operations: on each picture, one after the other.
+        strength: m, 0 to 30.
+        shift: what comes first.
+    """
+
+    operations: int = 1
+    strength: float = 6.0
+    shift: Shift = Shift()
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One random view of each picture: (B, C, H, W) in [0, 1] -> the same shape and range."""
+        x = self.shift(x, generator)
+        for _ in range(self.operations):
+            which = torch.randint(len(_OPERATIONS), (len(x),), generator=generator, device=x.device)
+            signs = torch.randint(2, (len(x),), generator=generator, device=x.device) * 2 - 1
+            x = x.clone()
+            for i, operation in enumerate(_OPERATIONS):
+                rows = (which == i).nonzero()[:, 0]
+                if len(rows):
+                    x[rows] = operation(x[rows], signs[rows] * (self.strength / 30)).clamp(0, 1)
+        return x
+
+
+def _warp(x: Tensor, a: Tensor | float, b: Tensor | float, c: Tensor | float, d: Tensor | float) -> Tensor:
+    theta = torch.zeros(len(x), 2, 3, device=x.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1.0
+    theta[:, 0, 1], theta[:, 1, 0] = torch.as_tensor(a), torch.as_tensor(b)
+    theta[:, 0, 2], theta[:, 1, 2] = torch.as_tensor(c), torch.as_tensor(d)
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+
+
+def _rotate(x: Tensor, m: Tensor) -> Tensor:
+    angle = torch.deg2rad(30 * m)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+
+
+def _towards(x: Tensor, other: Tensor | float, m: Tensor) -> Tensor:
+    """Away from or towards something: factor 1 + 0.9 m."""
+    return other + (x - other) * (1 + 0.9 * m)[:, None, None, None]
+
+
+def _smooth(x: Tensor) -> Tensor:
+    kernel = torch.ones(x.shape[1], 1, 3, 3, device=x.device)
+    kernel[:, :, 1, 1] = 5.0
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel / 13, groups=x.shape[1])
+
+
+def _posterise(x: Tensor, m: Tensor) -> Tensor:
+    levels = 2.0 ** (8 - (4 * m.abs()).round())[:, None, None, None]
+    return (x * 255 / 256 * levels).floor() * (256 / levels) / 255
+
+
+def _stretch(x: Tensor) -> Tensor:
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (x - low) / (high - low).clamp(min=1e-6), x)
+
+
+def _equalise(x: Tensor) -> Tensor:
+    """Every grey value becomes the share of pixels that are no brighter, the darkest value's own share aside."""
+    b, c, h, w = x.shape
+    grey = (x * 255).round().long().view(b * c, -1)
+    count = torch.zeros(b * c, 256, device=x.device).scatter_add_(1, grey, torch.ones_like(grey, dtype=torch.float32))
+    below = count.cumsum(1)
+    darkest = below.gather(1, grey.amin(1, keepdim=True))
+    share = (below - darkest) / (h * w - darkest).clamp(min=1)
+    return torch.where((h * w > darkest).view(b, c, 1, 1), share.gather(1, grey).view_as(x), x)
+
+
+_OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    lambda x, m: x,
+    lambda x, m: _warp(x, 0.3 * m, 0, 0, 0),
+    lambda x, m: _warp(x, 0, 0.3 * m, 0, 0),
+    lambda x, m: _warp(x, 0, 0, 0.9 * m, 0),  # the width is 2 in these coordinates
+    lambda x, m: _warp(x, 0, 0, 0, 0.9 * m),
+    _rotate,
+    lambda x, m: _towards(x, 0.0, m),
+    lambda x, m: _towards(x, x.mean(1, keepdim=True), m),
+    lambda x, m: _towards(x, x.mean((1, 2, 3), keepdim=True), m),
+    lambda x, m: _towards(x, _smooth(x), m),
+    _posterise,
+    lambda x, m: torch.where(x > 1 - m.abs()[:, None, None, None], 1 - x, x),
+    lambda x, m: _stretch(x),
+    lambda x, m: _equalise(x),
+)
 
 
 def augmented(images: NDArray[np.uint8], augment: Augment, seed: int) -> NDArray[np.uint8]:

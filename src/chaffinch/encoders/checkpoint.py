@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from ..base.errors import InputError
 from ..base.files import read_json, replacing, sha256_file, write_json
-from ..losses.base import ContrastiveLoss, Sizes, loss_class, loss_options
+from ..base.methods import find_method, method_options
+from ..losses.base import ContrastiveLoss, Sizes
 from .network import PreActResNet, build, to_tensor
 
 
@@ -185,8 +186,8 @@ def load_encoder(path: Path) -> Encoder:
         raise InputError(f"{path} is damaged: its checksum is not the one in {path.stem}.json")
     network, loss = build(card.architecture, card.channels), None
     if card.outputs:
-        chosen = loss_class(card.loss)
-        loss = chosen(**loss_options(chosen, card.loss_parameters))
+        chosen = find_method("loss", card.loss)
+        loss = chosen(**method_options(chosen, card.loss_parameters))
         loss.setup(Sizes(**{**card.sizes, "shape": tuple(card.sizes["shape"])}))
     try:
         state = load_file(path)

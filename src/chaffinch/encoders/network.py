@@ -37,11 +37,14 @@ class PreActResNet(nn.Module):
         channels: 1 for grey pictures, 3 for colour.
         widths: channels of the stages; the first keeps the size, each further one halves it.
         projection: size of the contrastive projection.
+        stride: of the stem; 2 sees half the resolution at a quarter of the cost.
     """
 
-    def __init__(self, channels: int = 1, widths: tuple[int, ...] = (32, 64, 128), projection: int = 128) -> None:
+    def __init__(
+        self, channels: int = 1, widths: tuple[int, ...] = (32, 64, 128), projection: int = 128, stride: int = 1
+    ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.stem = nn.Conv2d(channels, widths[0], 3, stride, 1, bias=False)
         before = (widths[0], *widths[:-1])
         self.stages = nn.ModuleList(
             PreActBlock(a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(zip(before, widths, strict=True))
@@ -55,14 +58,27 @@ class PreActResNet(nn.Module):
 
     def features(self, x: Tensor, layer: str = "final") -> Tensor:
         """Pooled activations (B, D) of one of ``self.layers``; x is (B, channels, H, W) in [0, 1]."""
-        if layer not in self.layers:
-            raise InputError(f"unknown layer {layer!r}; this network has {', '.join(self.layers)}")
+        return self.pooled(x, (layer,))[0]
+
+    def pooled(self, x: Tensor, layers: tuple[str, ...]) -> list[Tensor]:
+        """Pooled activations (B, D) of several of ``self.layers``, in one pass.
+
+        Raises:
+            InputError: no such layer.
+        """
+        if unknown := [layer for layer in layers if layer not in self.layers]:
+            raise InputError(f"unknown layer {unknown[0]!r}; this network has {', '.join(self.layers)}")
+        found: dict[str, Tensor] = {}
         x = self.stem((x - 0.5) / 0.25)
         for name, stage in zip(self.layers, self.stages, strict=False):
             x = stage(x)
-            if name == layer:
-                return x.mean((2, 3))
-        return F.relu(self.norm(x)).mean((2, 3))
+            if name in layers:
+                found[name] = x.mean((2, 3))
+            if len(found) == len(set(layers)):
+                break
+        else:
+            found["final"] = F.relu(self.norm(x)).mean((2, 3))
+        return [found[layer] for layer in layers]
 
     def forward(self, x: Tensor) -> Tensor:
         """Projections (B, P) of pictures (B, channels, H, W) in [0, 1]."""
@@ -72,6 +88,7 @@ class PreActResNet(nn.Module):
 
 ARCHITECTURES: dict[str, Callable[..., PreActResNet]] = {
     "preact-resnet-32-64-128": lambda channels: PreActResNet(channels, (32, 64, 128)),
+    "half-preact-resnet-32-64-128": lambda channels: PreActResNet(channels, (32, 64, 128), stride=2),
     "preact-resnet-8-16-32": lambda channels: PreActResNet(channels, (8, 16, 32), projection=32),
 }
 

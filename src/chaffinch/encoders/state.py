@@ -6,39 +6,36 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..base.errors import InputError
-from ..base.record import Record
 from .checkpoint import write_tensors
-from .watch import Watch
+
+Kept = tuple[dict[str, Any], dict[str, Tensor]]
+"""What a training keeps of its own: plain values and tensors."""
 
 
 class State:
-    """Weights, what the loss remembers, optimisers, schedules, record and history: all it takes to go on.
+    """Weights, what the learner remembers, optimisers and schedules: with what a training keeps, all to go on.
 
     Args:
-        learner: network and loss.
-        optimisers, schedules: as many of each.
-        watch: follows the samples.
+        learner: everything that learns or remembers, as one module.
+        optimisers: their state is kept.
+        schedules: of the learning rates, where they have a state.
         path: of the file.
         identity: what dataset and recipe the training is of; a file of another is refused.
         precision: in which it was begun.
     """
 
     def __init__(
-        self, learner: nn.Module, optimisers: list[Any], schedules: list[Any], watch: Watch, path: Path,
-        identity: str, precision: str,
-    ) -> None:  # fmt: skip
-        self.learner, self.optimisers, self.schedules, self.watch = learner, optimisers, schedules, watch
+        self, learner: nn.Module, optimisers: list[Any], schedules: list[Any], path: Path, identity: str, precision: str
+    ) -> None:
+        self.learner, self.optimisers, self.schedules = learner, optimisers, schedules
         self.path, self.identity, self.started_in = path, identity, precision
 
     @staticmethod
-    def _read(path: Path, identity: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _read(path: Path, identity: str) -> Kept:
         try:
             with safe_open(path, "pt") as archive:
                 plain = json.loads(archive.metadata()["state"])
@@ -56,32 +53,29 @@ class State:
         """The precision in which a training was begun, None if it was not."""
         return str(cls._read(path, identity)[0]["precision"]) if path.exists() else None
 
-    def save(self, history: list[float], seconds: float, xy: NDArray[np.float32]) -> None:
-        """Write the state after an epoch, whole or not at all."""
-        tensors = {f"learner.{key}": value for key, value in self.learner.state_dict().items()}
+    def save(self, kept: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Write the state after an epoch, whole or not at all, with what the training keeps."""
+        found = {f"learner.{key}": value for key, value in self.learner.state_dict().items()}
         groups = []
         for i, optimiser in enumerate(self.optimisers):
             values = optimiser.state_dict()
             groups.append(values["param_groups"])
             for index, moments in values["state"].items():
-                tensors |= {f"optimiser.{i}.{index}.{key}": value for key, value in moments.items()}
-        if self.watch.kept["epochs"]:
-            tensors |= {f"record.{key}": torch.from_numpy(v) for key, v in vars(self.watch.record()).items()}
-        tensors["xy"] = torch.from_numpy(xy)
+                found |= {f"optimiser.{i}.{index}.{key}": value for key, value in moments.items() if value is not None}
+        found |= {f"kept.{key}": value for key, value in tensors.items()}
         plain = {
             "identity": self.identity,
-            "history": history,
-            "seconds": seconds,
+            "kept": kept,
             "precision": self.started_in,
             "groups": groups,
             "schedules": [{k: v for k, v in s.state_dict().items() if not callable(v)} for s in self.schedules],
         }
-        write_tensors(self.path, tensors, {"state": json.dumps(plain)})
+        write_tensors(self.path, found, {"state": json.dumps(plain)})
 
-    def resume(self) -> tuple[list[float], float, NDArray[np.float32]]:
-        """Load the partial file if there is one; return history, seconds spent and the last picture."""
+    def resume(self) -> Kept | None:
+        """Load the partial file if there is one; return what the training kept."""
         if not self.path.exists():
-            return [], 0.0, np.empty((0, 2), np.float32)
+            return None
         plain, tensors = self._read(self.path, self.identity)
         found: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -97,6 +91,4 @@ class State:
             optimiser.load_state_dict({"state": state, "param_groups": groups})
         for schedule, values in zip(self.schedules, plain["schedules"], strict=True):
             schedule.load_state_dict(values)
-        if "record" in found:
-            self.watch.restore(Record(**{key: value.numpy() for key, value in found["record"].items()}))
-        return list(plain["history"]), float(plain["seconds"]), found["xy"][""].numpy()
+        return plain["kept"], found.get("kept", {})

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..base.errors import InputError
+from ..base.methods import find_method, method_options
 from ..base.threads import cores
 from ..data import NoisyDataset
-from ..losses.base import Sizes, loss_class, loss_options
+from ..losses.base import Sizes
 from .augment import Augment
 from .checkpoint import Encoder, ModelCard
 from .device import device_name, engine, keep_freed_memory, local_processes, pick_device, pick_precision
@@ -108,8 +109,8 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
             that lacks what it needs, or a partial file of another recipe.
     """
     observed = dataset.observed
-    chosen = loss_class(recipe.loss)
-    options = loss_options(chosen, recipe.parameters)
+    chosen = find_method("loss", recipe.loss)
+    options = method_options(chosen, recipe.parameters)
     if reason := lacking(chosen, dataset):
         raise InputError(reason)
     assert observed.images is not None
@@ -169,8 +170,12 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
         return float(total.detach()), parts
 
     watch = Watch(observed.labels, sizes.classes, network.dim, recipe.seed)
-    state = State(learner, optimisers, schedules, watch, path, identity, precision)
-    history, spent, xy = state.resume()
+    state = State(learner, optimisers, schedules, path, identity, precision)
+    history, spent, xy = list[float](), 0.0, np.empty((0, 2), np.float32)
+    if found := state.resume():
+        history, spent = found[0]["history"], found[0]["seconds"]
+        xy = found[1].pop("xy").numpy()
+        watch.restore({name: value.numpy() for name, value in found[1].items()})
     begun = len(history)
     for epoch in range(begun, recipe.epochs):
         # every epoch has generators of its own, so a resumed run draws what an unbroken one would have drawn
@@ -201,7 +206,9 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
             watch.note(epoch + 1)
         shown, xy = watch.picture(xy)
         if fabric.is_global_zero:
-            state.save(history, spent + time.perf_counter() - started, xy)
+            seconds = spent + time.perf_counter() - started
+            kept = {name: torch.from_numpy(value) for name, value in watch.stacked().items()}
+            state.save({"history": history, "seconds": seconds}, {"xy": torch.from_numpy(xy), **kept})
         means = {key: float(np.mean([named[key] for named in parts])) for key in parts[0]}
         yield Progress(epoch, recipe.epochs, 1.0, value, left, Snapshot(history.copy(), means, shown, xy, speed))
 

@@ -61,7 +61,7 @@ class Watch:
 
     def note(self, epoch: int) -> None:
         """Keep what this epoch (from 1) showed."""
-        self.kept["epochs"].append(np.array(epoch))
+        self.kept["epochs"].append(np.array(epoch, np.int64))
         self.kept["losses"].append(_half(self.losses))
         self.kept["pulls"].append(_half(self.pulls))
         self.kept["towards"].append(_half(self._towards()))
@@ -95,14 +95,17 @@ class Watch:
             xy = xy @ (u @ v)
         return self.rows[::every][:SHOWN], xy.astype(np.float32)
 
-    def record(self) -> Record:
-        """What was kept so far."""
-        stacked = {name: np.stack(values) for name, values in self.kept.items()}
-        return Record(self.rows.astype(np.int64), stacked.pop("epochs").astype(np.int64), **stacked)
+    def stacked(self) -> dict[str, NDArray[Any]]:
+        """What was kept so far, one row an epoch; nothing before the first."""
+        return {name: np.stack(values) for name, values in self.kept.items() if values}
 
-    def restore(self, record: Record) -> None:
+    def record(self) -> Record:
+        """What was kept, once an epoch was noted."""
+        return Record(self.rows.astype(np.int64), **self.stacked())
+
+    def restore(self, stacked: dict[str, NDArray[Any]]) -> None:
         """Go on from what an interrupted training had kept."""
-        self.kept = {name: list(getattr(record, name)) for name in self.kept}
+        self.kept |= {name: list(values) for name, values in stacked.items()}
 
 
 def marks(epochs: int) -> frozenset[int]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .. import registry
 from ..base.errors import InputError
 from ..card import MethodCard
 
@@ -173,46 +169,3 @@ def unit(z: Tensor) -> Tensor:
 def cosine_rows(z: Tensor) -> Tensor:
     """(B, V, D) projections as (V*B, D) unit rows in float32 or wider; row v*B + b is view v of sample b."""
     return unit(z.transpose(0, 1).reshape(-1, z.shape[-1]))
-
-
-def loss_class(slug: str) -> type[ContrastiveLoss]:
-    """The class of a loss.
-
-    Raises:
-        InputError: no such loss; the message names the close ones.
-    """
-    try:
-        found: type[ContrastiveLoss] = registry.get("loss", slug)
-    except KeyError as error:
-        raise InputError(str(error.args[0])) from error
-    return found
-
-
-def loss_options(loss: type[ContrastiveLoss], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Every parameter of a loss: the given ones, and the defaults of the rest.
-
-    Args:
-        loss: its class.
-        given: name -> value; a text is read as the type of the default.
-
-    Raises:
-        InputError: no such parameter, or a text that is not of its type.
-    """
-    signature = inspect.signature(loss.__init__).parameters
-    found = {name: p.default for name, p in signature.items() if p.default is not inspect.Parameter.empty}
-    slug = loss.card.slug
-    for name, value in (given or {}).items():
-        if name not in found:
-            near = get_close_matches(name, found, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(found) or 'none'}"
-            raise InputError(f"{slug} has no parameter {name!r}; {hint}")
-        kind = type(found[name])
-        if isinstance(value, str) and kind is bool:
-            if value.lower() not in ("true", "false"):
-                raise InputError(f"{slug}: {name} must be true or false, got {value!r}")
-            value = value.lower() == "true"
-        try:
-            found[name] = value if found[name] is None else kind(value)
-        except ValueError as error:
-            raise InputError(f"{slug}: {name} must be {kind.__name__}, got {value!r}") from error
-    return found

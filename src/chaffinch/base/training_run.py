@@ -1,0 +1,168 @@
+"""What the training of a robust classifier leaves behind: a folder with one file an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .errors import InputError
+from .files import read_json, replacing, write_json
+from .runs import History
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of a training.
+
+    Attributes:
+        epoch: from 0.
+        loss: mean over the steps.
+        accuracy: on the test samples after this epoch, 0 to 1; None where there are none.
+        seconds: spent in this epoch.
+        parts: named scalars of the loss, means over the steps.
+        detector: which detector made ``flags``; empty if none did.
+        note: what the trainer has to say, such as that its detector flagged everything.
+        log_probs: (N, C) logarithms of the probabilities of every sample after this epoch, plain view.
+        seen: (N, C) the same when the sample was trained on, augmented; as ``log_probs`` where it was left out.
+        flags: (N,) bool, the samples flagged after this epoch: in force in the next.
+        scores: (N,) suspicion behind the flags, higher = more suspicious.
+        weights: (N,) how far the new label of each sample is trusted in the next epoch, 0 to 1.
+        pseudo_losses: (N,) loss against the guessed label.
+        targets: (N, C) labels guessed for the samples.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float | None
+    seconds: float
+    log_probs: NDArray[np.float16]
+    seen: NDArray[np.float16]
+    flags: NDArray[np.bool_]
+    parts: dict[str, float] = field(default_factory=dict)
+    detector: str = ""
+    note: str = ""
+    scores: Array | None = None
+    weights: Array | None = None
+    pseudo_losses: Array | None = None
+    targets: NDArray[np.float16] | None = None
+
+    def losses(self, y: NDArray[np.int64]) -> Array:
+        """(N,) cross-entropy against the given labels after this epoch."""
+        return -self.log_probs[np.arange(len(y)), y].astype(np.float32)
+
+
+_PLAIN = ("epoch", "loss", "accuracy", "seconds", "parts", "detector", "note")
+
+
+class TrainingRun:
+    """A training on disk: ``run.json`` and ``epoch-0000.safetensors``, ``epoch-0001.safetensors``, ...
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        InputError: there is no run, or its description is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        found = read_json(folder / "run.json")
+        if not isinstance(found, dict) or not {"about", "epochs"} <= set(found):
+            raise InputError(f"{folder / 'run.json'} does not describe a training run; train again")
+        self.about: dict[str, Any] = found["about"]
+        self.epochs: list[dict[str, Any]] = found["epochs"]
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.folder.name
+
+    @property
+    def done(self) -> bool:
+        """Has it come to its end?"""
+        return len(self.epochs) == int(self.about["epochs"])
+
+    def check(self, digest: str, what: str) -> None:
+        """Make sure that this is a run on a certain dataset.
+
+        Args:
+            digest: of the dataset.
+            what: its name, for the message.
+
+        Raises:
+            InputError: it is not, or not one epoch is done.
+        """
+        if self.about["dataset_digest"] != digest:
+            raise InputError(
+                f"run {self.name} was trained on {self.about['dataset']}, which is another dataset than {what}; "
+                f"train one with 'chaffinch train {what} --trainer {self.about['trainer']}'"
+            )
+        if not self.epochs:
+            raise InputError(f"run {self.name} has no whole epoch yet; wait for one, or train again")
+
+    def epoch(self, epoch: int) -> EpochRecord:
+        """One epoch, from 0; negative counts from the end.
+
+        Raises:
+            InputError: its file is missing or damaged.
+            IndexError: there are fewer epochs.
+        """
+        plain = self.epochs[epoch]
+        path = _file(self.folder, int(plain["epoch"]))
+        try:
+            with safe_open(path, "np") as archive:
+                return EpochRecord(**plain, **{name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError, TypeError) as error:
+            raise InputError(f"{path} is not a readable record of an epoch: {error}") from error
+
+    def in_force(self, epoch: int) -> tuple[NDArray[np.bool_], str]:
+        """(N,) flags in force during an epoch (from 0), and the detector that made them: the epoch before it did."""
+        if epoch == 0:
+            return np.zeros(len(self.epoch(0).flags), bool), ""
+        before = self.epoch(epoch - 1)
+        return before.flags, before.detector
+
+    @cached_property
+    def history(self) -> History:
+        """What the classifier said about every sample, epoch by epoch: evidence for detectors."""
+        records = [self.epoch(e) for e in range(len(self.epochs))]
+        return History(np.stack([r.seen for r in records]), np.stack([r.log_probs for r in records]))
+
+
+def begin(folder: Path, about: dict[str, Any], epochs: list[dict[str, Any]]) -> None:
+    """Describe a run: what it is, and the epochs that are done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "run.json", {"about": about, "epochs": epochs})
+
+
+def plain(record: EpochRecord) -> dict[str, Any]:
+    """The part of a record that goes into ``run.json``."""
+    return {name: getattr(record, name) for name in _PLAIN}
+
+
+def write_epoch(folder: Path, record: EpochRecord) -> None:
+    """Write the arrays of an epoch, whole or not at all.
+
+    Raises:
+        OSError: they cannot be written, such as on a full disk.
+    """
+    arrays = {f.name: getattr(record, f.name) for f in fields(record) if f.name not in _PLAIN}
+    path = _file(folder, record.epoch)
+    with replacing(path) as temporary:
+        try:
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items() if v is not None}, temporary)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _file(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch:04d}.safetensors"
