@@ -72,7 +72,7 @@ def _detect(args: argparse.Namespace) -> int:
     if out and out.suffix not in FORMATS:
         raise InputError(f"--out {out}: the file name must end in {' or '.join(FORMATS)}")
     meter = Meter(args.quiet)
-    study = Study(args.dataset, args.encoder, workspace=Workspace(args.workspace), seed=args.seed)
+    study = Study(args.dataset, args.encoder, workspace=Workspace(args.workspace), seed=args.seed, run=args.run_name)
     wanted = args.detector or ["lsa", "small-loss"]
     every = "all" in wanted
     cuts = [Cut.parse(text) for text in wanted if text != "all"]
@@ -159,9 +159,10 @@ def method_rows(workspace: str | None = None) -> list[dict[str, Any]]:
     from .workspace import Workspace
 
     rows: list[dict[str, Any]] = []
+    wants = {"detector": lambda cls: cls.needs(), "loss": lambda cls: cls.asks(), "trainer": lambda cls: cls.asks}
     for kind in registry.FAMILIES:
         for slug, cls in registry.methods(kind).items():
-            card, needs = cls.card, cls.asks() if kind == "loss" else cls.needs()
+            card, needs = cls.card, wants[kind](cls)
             rows.append(
                 {
                     "slug": slug,
@@ -252,19 +253,10 @@ def _train_encoder(args: argparse.Namespace) -> int:
     from .workspace import Workspace
 
     check_seed(args.seed)
-    parameters = {"temperature": args.temperature} if args.temperature is not None else {}
-    for text in args.set:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--set {text}: write NAME=VALUE")
-        parameters[key] = value
+    parameters = ({"temperature": args.temperature} if args.temperature is not None else {}) | _settings(args.set)
     dataset = open_dataset(args.dataset)
     workspace = Workspace(args.workspace)
-    folder = Path(args.out) if args.out else workspace.folder("encoders")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be written: {error.strerror}") from error
+    folder = _folder(args.out) if args.out else workspace.folder("encoders")
     every = args.loss == "all"
     if every and (args.name or parameters):
         raise InputError("--name, --temperature and --set are for one loss; with --loss all each keeps its own")
@@ -273,9 +265,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
         cls = find_method("loss", slug)
         seed = f"-s{args.seed}" if args.seed else ""
         name = args.name or f"{slug}{seed}" + ("" if args.out else f"-{dataset.digest[:8]}")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise InputError(f"--name {name!r}: use letters, digits, '.', '_' and '-'")
-        path = folder / f"{name}.safetensors"
+        path = folder / f"{_named(name)}.safetensors"
         if every and (reason := lacking(cls, dataset) or (path.exists() and f"{path} is trained already") or ""):
             print(f"skipped {slug}: {reason}", file=sys.stderr)
             continue
@@ -301,6 +291,106 @@ def _train_encoder(args: argparse.Namespace) -> int:
             continue
         print(f"trained: {path}")
     return int(failed > 0)
+
+
+def _settings(texts: list[str]) -> dict[str, Any]:
+    """Parameters from ``NAME=VALUE``."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: write NAME=VALUE")
+        found[key] = value
+    return found
+
+
+def _folder(out: str) -> Path:
+    """The folder that ``--out`` names, made if need be."""
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be written: {error.strerror}") from error
+    return folder
+
+
+def _named(name: str) -> str:
+    """A name that can be one of a file."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise InputError(f"--name {name!r}: use letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _train(args: argparse.Namespace) -> int:
+    from .base.methods import find_method, method_options
+    from .base.training_run import TrainingRun
+    from .data import open_dataset
+    from .encoders.augment import Augment, RandAugment, Shift
+    from .encoders.checkpoint import load_encoder
+    from .spec import check_seed
+    from .study import find_encoder
+    from .trainers.train import MODEL, Recipe, train
+    from .workspace import Workspace
+
+    check_seed(args.seed)
+    parameters = method_options(find_method("trainer", args.trainer), _settings(args.set))
+    dataset, workspace = open_dataset(args.dataset), Workspace(args.workspace)
+    start = None if args.start == "scratch" else load_encoder(find_encoder(workspace, args.start)[0])
+    seed = f"-s{args.seed}" if args.seed else ""
+    name = _named(args.name or f"{args.trainer}{seed}-{dataset.digest[:8]}")
+    folder = (_folder(args.out) if args.out else workspace.folder("runs")) / name
+    if (folder / MODEL).exists() and not args.overwrite:
+        raise InputError(f"{folder} is trained already; give it another --name, or --overwrite it")
+    if args.overwrite:
+        (folder / MODEL).unlink(missing_ok=True)
+    flip = 0.0 if args.no_flip else 0.5
+    recipe = Recipe(
+        trainer=args.trainer, parameters=parameters, epochs=args.epochs, batch=args.batch, seed=args.seed,
+        learning_rate=args.learning_rate, weight_decay=args.weight_decay, device=args.device,
+        architecture=args.architecture, weak=Shift(flip=flip), strong=RandAugment(shift=Shift(flip=flip)),
+        contrast=Augment(flip=flip),
+    )  # fmt: skip
+    meter = Meter(args.quiet)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a stopped job leaves no temporary files behind
+    try:
+        for p in train(dataset, recipe, folder, start):
+            what = f"{recipe.trainer}: epoch {p.epoch + 1} of {p.epochs}"
+            meter(what, p.share, left=p.seconds_left, detail=f", loss {p.loss:.4f}")
+            if args.job:
+                _tell(workspace, args.job, what, p)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from the last whole epoch in {folder}", file=sys.stderr)
+        return 1
+    run = TrainingRun(folder)
+    if args.job:
+        workspace.note(args.job, {"done": True, "run": name} | _course(run.epochs))
+    if args.json:
+        print(json.dumps({"run": str(folder), **run.about, "epochs": run.epochs}, indent=2))
+        return 0
+    for epoch in run.epochs:
+        if epoch["note"]:
+            print(f"epoch {epoch['epoch'] + 1}: {epoch['note']}")
+    if run.epochs[-1]["accuracy"] is not None:
+        best = max(epoch["accuracy"] for epoch in run.epochs)
+        print(f"accuracy on the test samples: {run.epochs[-1]['accuracy']:.4f} at the end, {best:.4f} at best")
+    print(f"trained: {folder}")
+    return 0
+
+
+def _course(epochs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the note of a job says of a training so far."""
+    return {"history": [e["loss"] for e in epochs], "accuracy": [e["accuracy"] for e in epochs]}
+
+
+def _tell(workspace: Workspace, job: str, what: str, p: Any) -> None:
+    """Leave word in the note of a job how far a training of a classifier is."""
+    state = workspace.noted(job) or {}
+    live = {key: state[key] for key in ("history", "accuracy") if key in state}
+    if p.record:
+        live = {"history": [*live.get("history", []), p.record.loss],
+                "accuracy": [*live.get("accuracy", []), p.record.accuracy]}  # fmt: skip
+    share = (p.epoch + p.share) / p.epochs
+    workspace.note(job, {"what": what, "share": share, "left": p.seconds_left, "pid": os.getpid()} | live)
 
 
 def _compare_encoders(args: argparse.Namespace) -> int:
@@ -450,6 +540,9 @@ def _parser() -> argparse.ArgumentParser:
         help="which (repeat for several), or 'all'; default lsa and small-loss. CUT: own, mixture, rate, "
         "contradiction, budget=SHARE or score=VALUE",
     )  # fmt: skip
+    detect.add_argument(
+        "--run", dest="run_name", default="", metavar="NAME", help="training (see 'train') whose record detectors read"
+    )
     detect.add_argument("--verdict", action="store_true", help="also judge: clean, mislabelled or out-of-distribution")
     detect.add_argument("--mislabelled", type=float, metavar="SHARE", help="for the verdict, if known (else estimated)")
     detect.add_argument("--ood", type=float, metavar="SHARE", help="for the verdict, if known (else estimated)")
@@ -481,6 +574,27 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", metavar="DIR", help="folder of the checkpoint (default: the workspace)")
     train.add_argument("--job", help=argparse.SUPPRESS)
     train.set_defaults(run=_train_encoder)
+
+    robust = commands.add_parser("train", parents=[data, *shared], help="train a classifier that resists noisy labels")
+    robust.add_argument("--trainer", default="pls-lsa", help="which (default pls-lsa); 'methods' lists them")
+    robust.add_argument(
+        "--start", default="scratch", metavar="ENCODER", help="encoder to start from (default: from scratch)"
+    )
+    robust.add_argument("--epochs", type=int, default=14)
+    robust.add_argument("--batch", type=int, default=256)
+    robust.add_argument("--learning-rate", type=float, default=0.1)
+    robust.add_argument("--weight-decay", type=float, default=5e-4)
+    robust.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the trainer")
+    robust.add_argument(
+        "--architecture", default="half-preact-resnet-32-64-128", help="of the network, from scratch only"
+    )
+    robust.add_argument("--no-flip", action="store_true", help="no horizontal flips (for digits and text)")
+    robust.add_argument("--name", help="of the run (default: the trainer and the dataset's key)")
+    robust.add_argument("--overwrite", action="store_true", help="train again what is trained already")
+    robust.add_argument("--out", metavar="DIR", help="folder of the run (default: the workspace)")
+    robust.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    robust.add_argument("--job", help=argparse.SUPPRESS)
+    robust.set_defaults(run=_train)
 
     compare = commands.add_parser(
         "compare-encoders", parents=[seeded, common], help="measure what each training loss did to the features"

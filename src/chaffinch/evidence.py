@@ -43,6 +43,7 @@ class Evidence:
         remember: where computed pieces are kept; default: in this object only.
         trusted: gives the trusted samples, where there are any.
         joint: gives the joint scores (N, C) of every sample with every label, where the encoder has them.
+        history: gives the record of a training; default: a quick head makes one.
     """
 
     K = 30
@@ -57,9 +58,11 @@ class Evidence:
         remember: Remember = _forget,
         trusted: Callable[[], Trusted] | None = None,
         joint: Callable[[], NDArray[np.float64]] | None = None,
+        history: Callable[[], History] | None = None,
     ) -> None:
         self.observed, self.features, self.seed, self.k = observed, features, seed, k
         self._remember, self._give_trusted, self._give_joint = remember, trusted, joint
+        self._give_history = history
         self._neighbors: Neighbors | None = None
 
     @property
@@ -106,7 +109,9 @@ class Evidence:
 
     @cached_property
     def history(self) -> History:
-        """What a quick head said about every sample while it learnt the given labels."""
+        """What a classifier said about every sample while it learnt: a training's record, or a quick head's."""
+        if self._give_history is not None:
+            return self._give_history()
         features = self._features("history")
 
         def make() -> Arrays:

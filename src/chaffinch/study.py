@@ -5,6 +5,7 @@ The app, the command line and notebooks all work through it.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from .base.files import assets_dir, digest, read_json
 from .base.methods import find_method
 from .base.mixture import fit_mixture
 from .base.record import Record, load_record
+from .base.training_run import TrainingRun
 from .card import KINDS
 from .data import CLEAN, OOD, NoisyDataset, open_dataset
 from .data.dataset import finite_rows
@@ -132,6 +134,39 @@ def encoder_cards(workspace: Workspace) -> dict[str, tuple[Path, dict[str, Any]]
     return found
 
 
+def find_encoder(workspace: Workspace, name: str) -> tuple[Path, dict[str, Any]]:
+    """Path of the weights and model card of an encoder.
+
+    Raises:
+        InputError: there is none of this name, or its card cannot be read.
+    """
+    cards = encoder_cards(workspace)
+    if name not in cards:
+        raise InputError(
+            f"there is no encoder called {name!r}; there are {', '.join(cards) or 'none'}. "
+            "'chaffinch train-encoder DATASET' trains one"
+        )
+    if reason := cards[name][1].get("error"):
+        raise InputError(reason)
+    return cards[name]
+
+
+def training_runs(workspace: Workspace, digest: str) -> dict[str, TrainingRun]:
+    """Trainings of classifiers on one dataset, by name, that have a whole epoch; unreadable ones are left out.
+
+    Args:
+        workspace: where they are.
+        digest: of the dataset.
+    """
+    found: dict[str, TrainingRun] = {}
+    for path in sorted((workspace.root / "runs").glob("*/run.json")):
+        with contextlib.suppress(InputError):
+            run = TrainingRun(path.parent)
+            run.check(digest, "")
+            found[run.name] = run
+    return found
+
+
 def embeddings(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:
     """The names under which the features of an encoder go: its own, and ``NAME:OUTPUT`` for what its loss gives."""
     return (name, *(f"{name}:{output}" for output in card.get("outputs", ()) if output != JOINT))
@@ -146,9 +181,10 @@ class Study:
             pictures use their own features instead.
         workspace: where results are kept.
         seed: of everything that draws.
+        run: name or folder of the training of a classifier whose record stands in place of a quick head's.
 
     Raises:
-        InputError: the dataset cannot be opened, or the seed is negative.
+        InputError: the dataset cannot be opened, the seed is negative, or there is no such run on this dataset.
     """
 
     def __init__(
@@ -158,6 +194,7 @@ class Study:
         *,
         workspace: Workspace | None = None,
         seed: int = 0,
+        run: str = "",
     ) -> None:
         check_seed(seed)
         self.dataset = open_dataset(dataset) if isinstance(dataset, str) else dataset
@@ -168,6 +205,7 @@ class Study:
         self.encoder = OWN_FEATURES if own else encoder
         if self.encoder == OWN_FEATURES and self.observed.features is None and self.observed.images is not None:
             raise InputError(f"{self.dataset.name} has pictures but no features of its own; choose an encoder")
+        self.run = self._run(run) if run else None
         self.lock = threading.RLock()  # the app shares one study among its sessions
         self._detections: dict[str, Detection] = {}
         self._verdicts: dict[str, Verdict] = {}
@@ -176,6 +214,16 @@ class Study:
 
     def __len__(self) -> int:
         return len(self.observed)
+
+    def _run(self, name: str) -> TrainingRun:
+        folder = self.workspace.root / "runs" / name
+        try:
+            run = TrainingRun(folder if folder.is_dir() else Path(name))
+        except InputError as error:
+            there = ", ".join(training_runs(self.workspace, self.dataset.digest)) or "none"
+            raise InputError(f"there is no readable run called {name!r} ({error}); on this dataset: {there}") from error
+        run.check(self.dataset.digest, self.dataset.name)
+        return run
 
     def position(self, id: str) -> int | None:
         """Position of the sample with this id, or None."""
@@ -199,15 +247,7 @@ class Study:
         return digest(sha256, layer) if layer else str(sha256)
 
     def _encoder(self) -> tuple[Path, dict[str, Any]]:
-        cards, name = encoder_cards(self.workspace), self.encoder.partition(":")[0]
-        if name not in cards:
-            raise InputError(
-                f"there is no encoder called {name!r}; there are {', '.join(cards) or 'none'}. "
-                f"'chaffinch train-encoder {self.dataset.name}' trains one"
-            )
-        if reason := cards[name][1].get("error"):
-            raise InputError(reason)
-        return cards[name]
+        return find_encoder(self.workspace, self.encoder.partition(":")[0])
 
     def embed(self, report: Report | None = None, *, device: str = "auto") -> NDArray[np.float32] | None:
         """Features (N, D): those of the data, stored ones, or computed now. None if there is nothing to embed.
@@ -245,6 +285,8 @@ class Study:
     def evidence(self) -> Evidence:
         """What detectors may ask for."""
 
+        run = self.run
+
         def remember(name: str, make: Callable[[], Arrays]) -> Arrays:
             step = name.partition("-")[0]
             return self.workspace.remember(step, digest(self.key, name, VERSIONS[step]), make)
@@ -256,6 +298,7 @@ class Study:
             remember=remember,
             trusted=self._trusted(),
             joint=self._joint(),
+            history=None if run is None else lambda: run.history,
         )
 
     def _joint(self) -> Callable[[], NDArray[np.float64]] | None:
@@ -508,6 +551,8 @@ class Study:
         parts: list[Any] = [self.seed, detector.card.slug, detector.get_params(), VERSIONS["detect"]]
         if "trusted" in detector.needs() and (aside := self._aside()):  # not part of what is observed
             parts += aside
+        if "history" in detector.needs() and self.run:
+            parts += [self.run.about, self.run.epochs]
         package = type(detector).__module__.partition(".")[0]
         if package != __package__:  # another package's detector changes with that package
             parts.append(getattr(sys.modules.get(package), "__version__", ""))
