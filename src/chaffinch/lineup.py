@@ -64,7 +64,8 @@ FIGURES = (
            "evenly.", -1),
     Figure("effective_rank", "Effective rank", "How many dimensions carry the features.", 0),
     Figure("isotropy", "Isotropy", "1 = no direction stands out.", 0),
-    Figure("seconds_per_epoch", "Seconds an epoch", "Of training, on the device that the model card names.", -1),
+    Figure("seconds_per_epoch", "Seconds an epoch", "Of training, on the device that the model card names; compare "
+           "only where that was the same and did nothing else.", 0),
 )  # fmt: skip
 """What an encoder is measured by."""
 
