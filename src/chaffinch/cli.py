@@ -159,10 +159,9 @@ def method_rows(workspace: str | None = None) -> list[dict[str, Any]]:
     from .workspace import Workspace
 
     rows: list[dict[str, Any]] = []
-    wants = {"detector": lambda cls: cls.needs(), "loss": lambda cls: cls.asks(), "trainer": lambda cls: cls.asks}
     for kind in registry.FAMILIES:
         for slug, cls in registry.methods(kind).items():
-            card, needs = cls.card, wants[kind](cls)
+            card, needs = cls.card, cls.needs() if kind == "detector" else cls.asks()
             rows.append(
                 {
                     "slug": slug,
@@ -276,7 +275,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
         recipe = Recipe(
             loss=slug, parameters=method_options(cls, parameters), epochs=args.epochs, batch=args.batch, seed=args.seed,
             learning_rate=args.learning_rate, device=args.device, architecture=args.architecture,
-            augment=Augment(flip=0.0 if args.no_flip else 0.5),
+            augment=Augment(flip=0.0 if args.no_flip else 0.5), half=args.half,
         )  # fmt: skip
         try:
             _train_one(dataset, recipe, path, Meter(args.quiet), workspace, args.job)
@@ -569,6 +568,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--learning-rate", type=float, default=3e-3)
     train.add_argument("--architecture", default="preact-resnet-32-64-128")
     train.add_argument("--no-flip", action="store_true", help="no horizontal flips (for digits and text)")
+    train.add_argument("--half", action="store_true", help="store the weights as float16, in half the space")
     train.add_argument("--name", help="of the encoder (default: the loss and the dataset's key)")
     train.add_argument("--overwrite", action="store_true", help="train again what is trained already")
     train.add_argument("--out", metavar="DIR", help="folder of the checkpoint (default: the workspace)")

@@ -54,6 +54,19 @@ def test_round_trip(tmp_path, images):
     assert not np.allclose(encoder(seed=1).embed(images), first.embed(images))
 
 
+def test_half_the_space_and_nearly_the_same_features(tmp_path, images):
+    whole = encoder()
+    small = whole.save(tmp_path / "half", half=True)
+    full = encoder().save(tmp_path / "full")
+    assert small.stat().st_size < 0.65 * full.stat().st_size
+    again = load_encoder(small)
+    assert (again.card.stored, load_encoder(full).card.stored) == ("float16", "float32")
+    assert next(again.network.parameters()).dtype == torch.float32
+    features = whole.embed(images)
+    difference = np.abs(again.embed(images) - features).max() / np.abs(features).max()
+    assert 0 < difference < 2e-3
+
+
 def test_no_pickle_in_the_file(saved):
     head = saved.read_bytes()
     size = int.from_bytes(head[:8], "little")

@@ -13,6 +13,9 @@ from safetensors.numpy import save_file
 from .errors import InputError
 from .files import replacing
 
+_STEPS = 127
+"""Steps of a cosine on disk, from 0 to 1."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -36,14 +39,16 @@ class Record:
     towards: NDArray[np.float16]
 
     def save(self, path: Path) -> None:
-        """Write it as a safetensors file, whole or not at all.
+        """Write it as a safetensors file, whole or not at all; cosines to the nearest of 255 steps.
 
         Raises:
             OSError: it cannot be written, such as on a full disk.
         """
+        steps = np.rint(np.nan_to_num(self.towards.astype(np.float32)).clip(-1, 1) * _STEPS).astype(np.int8)
+        arrays = {name: np.ascontiguousarray(value) for name, value in {**vars(self), "towards": steps}.items()}
         with replacing(path) as temporary:
             try:
-                save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, temporary)
+                save_file(arrays, temporary)
             except SafetensorError as error:
                 raise OSError(f"{path} cannot be written: {error}") from error
 
@@ -56,6 +61,8 @@ def load_record(path: Path) -> Record:
     """
     try:
         with safe_open(path, "np") as archive:
-            return Record(**{name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError) as error:
+            found = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+        found["towards"] = (found["towards"] / np.float32(_STEPS)).astype(np.float16)
+        return Record(**found)
+    except (OSError, SafetensorError, TypeError, KeyError) as error:
         raise InputError(f"{path} is not a readable training record: {error}") from error

@@ -128,7 +128,8 @@ class RandAugment:
 def _warp(x: Tensor, a: Tensor | float, b: Tensor | float, c: Tensor | float, d: Tensor | float) -> Tensor:
     theta = torch.zeros(len(x), 2, 3, device=x.device)
     theta[:, 0, 0] = theta[:, 1, 1] = 1.0
-    theta[:, 0, 1], theta[:, 1, 0] = torch.as_tensor(a), torch.as_tensor(b)
+    aspect = x.shape[2] / x.shape[3]  # the grid's coordinates go from -1 to 1 along either side
+    theta[:, 0, 1], theta[:, 1, 0] = torch.as_tensor(a) * aspect, torch.as_tensor(b) / aspect
     theta[:, 0, 2], theta[:, 1, 2] = torch.as_tensor(c), torch.as_tensor(d)
     return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
@@ -136,13 +137,19 @@ def _warp(x: Tensor, a: Tensor | float, b: Tensor | float, c: Tensor | float, d:
 def _rotate(x: Tensor, m: Tensor) -> Tensor:
     angle = torch.deg2rad(30 * m)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
+    aspect = x.shape[2] / x.shape[3]
+    theta = torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], 1).view(-1, 2, 3)
     return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
 
 def _towards(x: Tensor, other: Tensor | float, m: Tensor) -> Tensor:
     """Away from or towards something: factor 1 + 0.9 m."""
     return other + (x - other) * (1 + 0.9 * m)[:, None, None, None]
+
+
+def _grey(x: Tensor) -> Tensor:
+    """(B, 1, H, W) how bright the eye sees each pixel."""
+    return x if x.shape[1] == 1 else (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
 
 
 def _smooth(x: Tensor) -> Tensor:
@@ -180,8 +187,8 @@ _OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     lambda x, m: _warp(x, 0, 0, 0, 0.9 * m),
     _rotate,
     lambda x, m: _towards(x, 0.0, m),
-    lambda x, m: _towards(x, x.mean(1, keepdim=True), m),
-    lambda x, m: _towards(x, x.mean((1, 2, 3), keepdim=True), m),
+    lambda x, m: _towards(x, _grey(x), m),
+    lambda x, m: _towards(x, _grey(x).mean((2, 3), keepdim=True), m),
     lambda x, m: _towards(x, _smooth(x), m),
     _posterise,
     lambda x, m: torch.where(x > 1 - m.abs()[:, None, None, None], 1 - x, x),

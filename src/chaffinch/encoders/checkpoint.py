@@ -35,6 +35,7 @@ class ModelCard:
         dataset, dataset_digest: what it was trained on, by the name that opens it, and the key of its content.
         seed, epochs, batch, learning_rate, weight_decay, augment: the recipe.
         precision: float32 or bfloat16 (autocast).
+        stored: float32, or float16 where the weights were halved to save space.
         device, seconds: what trained it, and how long the training took.
         history: mean loss of each epoch.
         metrics: figures measured on its features, with the command that measured them.
@@ -55,6 +56,7 @@ class ModelCard:
     device: str
     seconds: float
     dataset_digest: str = ""
+    stored: str = "float32"
     weight_decay: float = 0.0
     loss_parameters: dict[str, Any] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
@@ -127,12 +129,20 @@ class Encoder:
                     progress(min(1.0, (start + batch) / len(images)))
         return np.concatenate(out)
 
-    def save(self, folder: Path) -> Path:
-        """Write weights and card into ``folder``; return the path of the weights."""
+    def save(self, folder: Path, *, half: bool = False) -> Path:
+        """Write weights and card into ``folder``; return the path of the weights.
+
+        Args:
+            folder: must be there.
+            half: weights of layers as float16: half the size, and features differ in the fourth digit.
+        """
         path = folder / f"{self.card.name}.safetensors"
         tensors = self.network.state_dict()
         if self.loss is not None:
             tensors |= {f"loss.{key}": value for key, value in self._own_state().items()}
+        if half:
+            tensors = {key: value.half() if value.ndim > 1 else value for key, value in tensors.items()}
+            self.card.stored = "float16"
         write_tensors(path, tensors)
         self.card.sha256 = sha256_file(path)
         write_json(path.with_suffix(".json"), asdict(self.card))

@@ -40,9 +40,10 @@ class State:
             with safe_open(path, "pt") as archive:
                 plain = json.loads(archive.metadata()["state"])
                 tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
+            owner = plain["identity"]
         except Exception as error:  # a damaged file of any kind: say so, keep it, let the user decide
             raise InputError(f"{path} cannot be read ({error}); delete it to start again") from error
-        if plain["identity"] != identity:
+        if owner != identity:
             raise InputError(
                 f"{path} belongs to another recipe or dataset; delete it, or give this training another --name"
             )
@@ -73,7 +74,11 @@ class State:
         write_tensors(self.path, found, {"state": json.dumps(plain)})
 
     def resume(self) -> Kept | None:
-        """Load the partial file if there is one; return what the training kept."""
+        """Load the partial file if there is one; return what the training kept.
+
+        Raises:
+            InputError: it is damaged, of another recipe or dataset, or of a version that remembered other things.
+        """
         if not self.path.exists():
             return None
         plain, tensors = self._read(self.path, self.identity)
@@ -81,7 +86,12 @@ class State:
         for key, value in tensors.items():
             kind, _, rest = key.partition(".")
             found.setdefault(kind, {})[rest] = value
-        self.learner.load_state_dict(found["learner"])
+        try:
+            self.learner.load_state_dict(found.get("learner", {}))
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.path} does not hold what this version of the training remembers; delete it to start again"
+            ) from error
         for i, (optimiser, groups) in enumerate(zip(self.optimisers, plain["groups"], strict=True)):
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in found.get("optimiser", {}).items():

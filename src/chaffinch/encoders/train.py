@@ -42,6 +42,7 @@ class Recipe:
         augment: the views.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``float32`` or ``bfloat16``.
+        half: store the weights in half the space (see `Encoder.save`).
     """
 
     loss: str = "simclr"
@@ -55,6 +56,7 @@ class Recipe:
     augment: Augment = Augment()
     device: str = "auto"
     precision: str = "auto"
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -236,11 +238,11 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
     )
     if fabric.is_global_zero:
         watch.record().save(folder / f"{name}.record.safetensors")
-        Encoder(network, card, loss).save(folder)
+        Encoder(network, card, loss).save(folder, half=recipe.half)
         path.unlink(missing_ok=True)
 
 
 def _identity(data: str, recipe: Recipe, options: dict[str, Any]) -> str:
     """What a partial file belongs to; asking for the same device explicitly is not another recipe."""
-    plain = {**asdict(recipe), "parameters": options, "device": "", "precision": ""}
+    plain = {**asdict(recipe), "parameters": options, "device": "", "precision": "", "half": False}
     return json.dumps([data, plain], sort_keys=True)

@@ -26,7 +26,7 @@ from .shell import begin, keep, plain
 SHOWN_ON = Spec()
 """The view whose dataset the detectors are shown on."""
 
-KINDS = {"detector": "detectors", "loss": "losses"}
+KINDS = {"detector": "detectors", "loss": "losses", "trainer": "trainers"}
 FINDS = {name: KIND_NAMES[name] for name in ("mislabelled", "ood")}
 FOUND = {
     "mislabelled": "wrong labels: pictures of another class than the one they are filed under",
@@ -42,6 +42,7 @@ GROUPS = {
     "labels": "given labels",
     "images": "pictures",
     "joint": "Symile encoder",
+    "truth": "the truth",
 }
 PIECES = {
     "features": ("features", "features of the pictures, from an encoder or from you"),
@@ -55,6 +56,7 @@ PIECES = {
     "images": ("images", "pictures"),
     "labels": ("labels", "the given labels"),
     "numbers": ("labels", "classes that are numbers, such as angles or ages"),
+    "truth": ("truth", "the truth about every sample: it is no method, but shows what there is to gain"),
 }
 """Piece of evidence -> the filter it belongs to, and what it is in plain words."""
 
@@ -227,7 +229,8 @@ def controls(spec: Spec) -> Spec:
 
 
 _HELP = {
-    "Kind": "Detectors find samples that do not belong where they are; losses train the encoder that makes features.",
+    "Kind": "Detectors find samples that do not belong where they are; losses train the encoder that makes features; "
+    "trainers learn a classifier that resists noisy labels.",
     "Finds": f"{'; '.join(FOUND.values())}.",
     "Needs": "What a method looks at, besides the given labels. Choose several to see methods that need any of them.",
 }
@@ -305,7 +308,7 @@ def _badges(method: Method, before: str = "") -> str:
     """What it finds, or its kind where it finds nothing by itself, in the colours of the kinds of noise."""
     colours = {"mislabelled": "orange", "ood": "violet"}
     finds = [f":{colours[f]}-badge[{before}{FINDS[f]}]" for f in sorted(method.card.finds)]
-    return " ".join(finds or [f":blue-badge[{method.kind}]"])
+    return " ".join(finds or [f":{'green' if method.kind == 'trainer' else 'blue'}-badge[{method.kind}]"])
 
 
 def _needs(method: Method) -> str:
@@ -332,6 +335,7 @@ def _parameters(method: Method) -> None:
 _COMMANDS = {
     "detector": "chaffinch detect fashion-web --detector {slug}",
     "loss": "chaffinch train-encoder fashion-web --loss {slug}",
+    "trainer": "chaffinch train fashion-web --trainer {slug}",
 }
 _STUDY = """\
 import chaffinch
@@ -351,6 +355,17 @@ from chaffinch.encoders.train import Recipe, train_encoder
 data = chaffinch.open_dataset("fashion-web")
 for step in train_encoder(data, Recipe(loss="{slug}"), Path("."), "mine"):
     print(f"{{step.share:.0%}}, loss {{step.loss:.3f}}")
+""",
+    "trainer": """\
+from pathlib import Path
+
+import chaffinch
+from chaffinch.trainers.train import Recipe, train
+
+data = chaffinch.open_dataset("fashion-web")
+for step in train(data, Recipe(trainer="{slug}"), Path("mine")):
+    if step.record:
+        print(f"epoch {{step.epoch + 1}}: accuracy {{step.record.accuracy:.3f}}")
 """,
 }
 _ARRAYS = """
