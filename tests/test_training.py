@@ -59,7 +59,7 @@ def test_options_are_checked_by_the_loss():
 def test_the_smallest_network_comes_first():
     names = training.architectures()
     assert names[0] == Plan("d", "n", "ce").architecture
-    assert names[1:] == ["preact-resnet-32-64-128"]
+    assert names[1:] == ["preact-resnet-32-64-128", "half-preact-resnet-32-64-128"]
 
 
 def test_a_free_name_is_nobodys(workspace, save_encoder):

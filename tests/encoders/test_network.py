@@ -35,6 +35,45 @@ def test_shapes_and_layers(architecture, channels, size):
     assert not torch.equal(got["layer3"], got["final"])
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        ("layer1",), ("final",), ("layer3", "layer1"), ("final", "layer2"), ("layer2", "final", "layer2"),
+        ("layer1", "layer2", "layer3", "final"), (),
+    ],
+)  # fmt: skip
+def test_pooled_gives_several_layers_in_one_pass(layers):
+    """In the order asked for, each as if asked for alone, and computed by hand."""
+    network, passes = build("preact-resnet-8-16-32", 1).eval(), []
+    network.stem.register_forward_hook(lambda *_: passes.append(1))
+    x = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = network.pooled(x, layers)
+        assert len(passes) == 1
+        h, by_hand = network.stem((x - 0.5) / 0.25), {}
+        for i, stage in enumerate(network.stages):
+            h = stage(h)
+            by_hand[f"layer{i + 1}"] = h.mean((2, 3))
+        by_hand["final"] = network.norm(h).relu().mean((2, 3))
+        assert len(found) == len(layers)
+        for layer, value in zip(layers, found, strict=True):
+            assert torch.equal(value, by_hand[layer])
+            assert torch.equal(value, network.features(x, layer))
+
+
+def test_pooled_stops_where_it_can():
+    network, passes = build("preact-resnet-8-16-32", 1).eval(), []
+    for stage in network.stages:
+        stage.register_forward_hook(lambda *_: passes.append(1))
+    network.pooled(torch.zeros(1, 1, 8, 8), ("layer2", "layer1"))
+    assert len(passes) == 2
+
+
+def test_pooled_of_an_unknown_layer():
+    with pytest.raises(InputError, match=r"unknown layer 'layer9'; this network has layer1, layer2, layer3, final"):
+        build("preact-resnet-8-16-32", 1).pooled(torch.zeros(1, 1, 8, 8), ("layer1", "layer9"))
+
+
 def test_stages_halve_the_picture():
     network = build("preact-resnet-8-16-32", 1)
     x, sizes = torch.zeros(1, 8, 12, 12), []

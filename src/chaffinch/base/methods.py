@@ -47,7 +47,9 @@ def method_options(method: Any, given: Mapping[str, Any] | None = None) -> dict[
                 raise InputError(f"{slug}: {name} must be true or false, got {value!r}")
             value = value.lower() == "true"
         try:
+            if kind is int and isinstance(value, float) and not value.is_integer():
+                raise ValueError("not a whole number")
             found[name] = value if found[name] is None else kind(value)
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise InputError(f"{slug}: {name} must be {kind.__name__}, got {value!r}") from error
     return found

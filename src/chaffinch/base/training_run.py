@@ -38,6 +38,7 @@ class EpochRecord:
         weights: (N,) how far the new label of each sample is trusted in the next epoch, 0 to 1.
         pseudo_losses: (N,) loss against the guessed label.
         targets: (N, C) labels guessed for the samples.
+        at_start: (N,) bool, in the record of the first epoch, the samples flagged already before it; None if none were.
     """
 
     epoch: int
@@ -54,6 +55,7 @@ class EpochRecord:
     weights: Array | None = None
     pseudo_losses: Array | None = None
     targets: NDArray[np.float16] | None = None
+    at_start: NDArray[np.bool_] | None = None
 
     def losses(self, y: NDArray[np.int64]) -> Array:
         """(N,) cross-entropy against the given labels after this epoch."""
@@ -76,7 +78,7 @@ class TrainingRun:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         found = read_json(folder / "run.json")
-        if not isinstance(found, dict) or not {"about", "epochs"} <= set(found):
+        if not _describes_a_run(found):
             raise InputError(f"{folder / 'run.json'} does not describe a training run; train again")
         self.about: dict[str, Any] = found["about"]
         self.epochs: list[dict[str, Any]] = found["epochs"]
@@ -125,9 +127,18 @@ class TrainingRun:
             raise InputError(f"{path} is not a readable record of an epoch: {error}") from error
 
     def in_force(self, epoch: int) -> tuple[NDArray[np.bool_], str]:
-        """(N,) flags in force during an epoch (from 0), and the detector that made them: the epoch before it did."""
+        """(N,) flags in force during an epoch, and the detector that made them: the epoch before it did.
+
+        Args:
+            epoch: from 0 to the number of epochs done, which is the next one; negative counts from the end.
+        """
+        if epoch < 0:
+            epoch = range(len(self.epochs))[epoch]
         if epoch == 0:
-            return np.zeros(len(self.epoch(0).flags), bool), ""
+            first = self.epoch(0)
+            if first.at_start is not None:
+                return first.at_start, first.detector
+            return np.zeros(len(first.flags), bool), ""
         before = self.epoch(epoch - 1)
         return before.flags, before.detector
 
@@ -136,6 +147,13 @@ class TrainingRun:
         """What the classifier said about every sample, epoch by epoch: evidence for detectors."""
         records = [self.epoch(e) for e in range(len(self.epochs))]
         return History(np.stack([r.seen for r in records]), np.stack([r.log_probs for r in records]))
+
+
+def _describes_a_run(found: Any) -> bool:
+    if not (isinstance(found, dict) and isinstance(found.get("about"), dict) and isinstance(found.get("epochs"), list)):
+        return False
+    needed = {"trainer", "dataset", "dataset_digest", "epochs"}
+    return needed <= set(found["about"]) and all(isinstance(e, dict) and "epoch" in e for e in found["epochs"])
 
 
 def begin(folder: Path, about: dict[str, Any], epochs: list[dict[str, Any]]) -> None:

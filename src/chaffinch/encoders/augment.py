@@ -171,7 +171,7 @@ def _stretch(x: Tensor) -> Tensor:
 def _equalise(x: Tensor) -> Tensor:
     """Every grey value becomes the share of pixels that are no brighter, the darkest value's own share aside."""
     b, c, h, w = x.shape
-    grey = (x * 255).round().long().view(b * c, -1)
+    grey = (x * 255).round().long().reshape(b * c, -1)
     count = torch.zeros(b * c, 256, device=x.device).scatter_add_(1, grey, torch.ones_like(grey, dtype=torch.float32))
     below = count.cumsum(1)
     darkest = below.gather(1, grey.amin(1, keepdim=True))

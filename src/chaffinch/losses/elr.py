@@ -70,10 +70,10 @@ class EarlyLearningRegularisation(ContrastiveLoss):
         """Loss of (B, V, C) logits, (B,) labels and (B,) positions; in training mode it updates the targets."""
         assert batch.index is not None
         log_p, log_own = log_probs(batch)
-        p = log_p.exp().clamp(1e-4, 1 - 1e-4)
+        p = clipped(log_p)
         t = self.visit(p.detach(), batch.index)
-        regulariser = self.lam * torch.log1p(-(p * t[:, None]).sum(-1))  # (B, V)
-        return mean_of_views(regulariser - log_own, log_own, regulariser=float(regulariser.detach().mean()))
+        pull = self.lam * regulariser(p, t[:, None])  # (B, V)
+        return mean_of_views(pull - log_own, log_own, regulariser=float(pull.detach().mean()))
 
     def visit(self, p: Tensor, index: Tensor) -> Tensor:
         """Targets (B, C) of the samples, first updated with their predictions (B, V, C) if in training mode."""
@@ -82,3 +82,13 @@ class EarlyLearningRegularisation(ContrastiveLoss):
             t = self.beta * t + (1 - self.beta) * (p / p.sum(-1, keepdim=True)).mean(1)
             self.target[index] = t.to(self.target.dtype)
         return t
+
+
+def clipped(log_p: Tensor) -> Tensor:
+    """Probabilities from their logarithms, cut to [1e-4, 1 - 1e-4]."""
+    return log_p.exp().clamp(1e-4, 1 - 1e-4)
+
+
+def regulariser(p: Tensor, t: Tensor) -> Tensor:
+    """log(1 - <p, t>) over the last dimension."""
+    return torch.log1p(-(p * t).sum(-1))

@@ -27,6 +27,8 @@ class Site:
         rng: for what the trainer draws at the start, on the CPU.
         features: gives (N, F) features of the plain pictures by the encoder that the training starts from.
         kind: (N,) true kinds, codes as in ``KINDS``; only for a trainer that asks for the truth.
+        trusted: (N,) bool, samples whose label is known to be right, or None; they are never reported as flagged.
+        started: is there an encoder that the training starts from, and so are there features?
     """
 
     labels: Tensor
@@ -37,6 +39,8 @@ class Site:
     rng: torch.Generator
     features: Callable[[], Tensor]
     kind: Tensor | None = None
+    trusted: Tensor | None = None
+    started: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Trainer(nn.Module):
     """
 
     card: ClassVar[MethodCard]
-    asks: ClassVar[tuple[str, ...]] = ("images", "labels")
+    wants: ClassVar[tuple[str, ...]] = ("images", "labels")
     """What a dataset must have; further: ``truth`` (an upper bound)."""
     networks: ClassVar[int] = 1
     """How many networks learn; one after the other within an epoch."""
@@ -144,6 +148,11 @@ class Trainer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.nets: list[Net] = []
+
+    @classmethod
+    def asks(cls) -> tuple[str, ...]:
+        """What a dataset must have."""
+        return cls.wants
 
     def build(self, nets: list[Net]) -> None:
         """Take in the networks."""

@@ -39,7 +39,7 @@ def flagged_by(detector: str, logits: Tensor, labels: Tensor, features: Tensor |
     flags = torch.as_tensor(found.flags_, device=labels.device)
     note = str(found.info_.get("note", ""))
     if bool(flags.all()):
-        note = f"{detector} flagged every sample, so nothing is left out"
+        note = f"{detector} flagged every sample"
     elif lost := sorted({*y.tolist()} - {*y[~found.flags_].tolist()}):
         note = f"{detector} flagged every sample of {len(lost)} class(es), the first being class {lost[0]}"
     return Division(flags, torch.as_tensor(found.scores_, device=labels.device).float(), detector, note=note)

@@ -59,7 +59,7 @@ def mixed_ce(logits: Tensor, targets: Tensor, weights: Tensor, mix: Mix) -> Tens
 
 def sharpen(p: Tensor, gamma: float) -> Tensor:
     """Probabilities (B, C) to the power gamma, normalised again."""
-    powered = p**gamma
+    powered = (p / p.amax(-1, keepdim=True)) ** gamma  # the largest is 1, so a large gamma cannot make all of them 0
     return powered / powered.sum(-1, keepdim=True)
 
 

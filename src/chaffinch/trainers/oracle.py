@@ -29,7 +29,7 @@ class Oracle(Mixup):
         fails_when="There is no truth to tell. And it is no bound for methods that also learn from noisy samples, by "
         "guessing their labels.",
     )
-    asks = ("images", "labels", "truth")
+    wants = ("images", "labels", "truth")
 
     noisy: Tensor
 

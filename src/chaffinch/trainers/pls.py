@@ -103,8 +103,8 @@ class PseudoLossSelection(Trainer):
 
     def rate(self, epoch: int) -> float:
         """Constant in the warm-up, then a cosine."""
-        done = max(0, epoch - self.warmup + 1)
-        return (1 + math.cos(done * math.pi / (self.epochs - self.warmup + 1))) / 2
+        done = epoch - self.warmup + 1
+        return 1.0 if done <= 0 else (1 + math.cos(done * math.pi / (self.epochs - self.warmup + 1))) / 2
 
     def step(self, k: int, batch: Batch) -> Step:
         """Plain mixup in the warm-up, then all three terms."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..card import MethodCard
 from .base import Batch, Division, Step, Trainer, log_probs
 from .dividing import flagged_by
-from .mixing import Mix, draw_mix, same_class, sharpen
+from .mixing import Mix, draw_mix, mixed_ce, same_class, sharpen
 from .pls import PseudoLossSelection
 
 
@@ -32,7 +32,10 @@ class PlsLsa(PseudoLossSelection):
         + (1-\lambda) \frac{-\sum_j T^b_{ij} \log \mathrm{sm}_j(s_{ij})}{\sum_j T^b_{ij}}\Big], \quad
         T^a_{ij} = [\hat c_i = \hat c_j],\; T^b_{ij} = [\hat c_{o(i)} = \hat c_j]
 
-    and is not weighted. There is no warm-up and, unless asked for, no balance penalty. The learning rate is a cosine.
+    and is not weighted. The first epoch is plain mixup. Unless asked for there is no balance penalty. The learning rate
+    is a cosine from the first epoch on.
+
+    Differs from the released code in the strong views: its random resized crop is a shift here, as in weak views.
 
     Source: Albert, Valmadre, Arazo, Krishna, O'Connor, McGuinness, ECCV 2024, arXiv 2407.05528.
 
@@ -83,21 +86,26 @@ class PlsLsa(PseudoLossSelection):
         return Trainer.rate(self, epoch)
 
     def step(self, k: int, batch: Batch) -> Step:
-        """Guess from one weak view, learn from mixtures of weak views of kept and strong ones of flagged samples."""
+        """Guess from one weak view, learn from mixtures of weak views of kept and strong ones of flagged samples.
+
+        In the first epoch guesses are made, but what is learnt is plain mixup.
+        """
         flagged = self.flags[batch.rows]
         x = batch.weak()
         if bool(flagged.any()):
             x = torch.where(flagged[:, None, None, None], batch.strong(), x)
         view = batch.weak()
         with torch.no_grad():
-            p = self.consult(k, view)
+            p = self.consult(k, view, batch.epoch)
         q = sharpen(p, self.gamma)
         self.remember(k, batch.rows, q)
         t = torch.where(flagged[:, None], q, F.one_hot(batch.y, self.classes).float())
         mix = draw_mix(len(t), self.alpha, batch.rng)
+        if batch.epoch == 0:
+            return Step(mixed_ce(self.nets[k](mix(x)), t, self.weights[batch.rows], mix), p.log())
         return self.learn(k, mix(x), t, self.weights[batch.rows], mix, batch, p.log())
 
-    def consult(self, k: int, x: Tensor) -> Tensor:
+    def consult(self, k: int, x: Tensor, epoch: int) -> Tensor:
         """Probabilities (B, C) that a guess is made from."""
         return log_probs(self.nets[k](x)).exp()
 

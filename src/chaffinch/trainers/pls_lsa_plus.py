@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..card import MethodCard
 from .base import Division, Site, log_probs
@@ -14,9 +13,10 @@ from .pls_lsa import PlsLsa
 class PlsLsaPlus(PlsLsa):
     r"""PLS-LSA with two networks from the same start, one trained after the other within an epoch.
 
-    A guess is the mean of both networks' probabilities on one weak view. After the epoch each network divides the
-    samples by its own losses, activations and guesses; a sample is flagged if both flag it, and its guess is trusted
-    by the mean of the two, w = 1 for samples that are not flagged. Predictions are the mean of both networks' logits.
+    From the second epoch on, a guess is the mean of both networks' probabilities on one weak view. After an epoch each
+    network divides the samples by its own losses, activations and guesses; a sample is flagged if both flag it, and its
+    guess is trusted by the mean of the two, w = 1 for samples that are not flagged. Predictions are the mean of both
+    networks' logits.
 
     Differs from the released code where that looks unintended: each network keeps its own guesses.
 
@@ -46,26 +46,26 @@ class PlsLsaPlus(PlsLsa):
     )
     networks = 2
 
-    guesses: Tensor
-
     def setup(self, site: Site) -> None:
         """Start both networks' guesses (2, N, C) at the given labels."""
         super().setup(site)
-        self.register_buffer("guesses", F.one_hot(site.labels, site.classes).float().repeat(2, 1, 1))
+        self.guess = self.guess.repeat(2, 1, 1)
 
-    def consult(self, k: int, x: Tensor) -> Tensor:
-        """The mean of both networks' probabilities."""
+    def consult(self, k: int, x: Tensor, epoch: int) -> Tensor:
+        """The mean of both networks' probabilities; in the first epoch, when one has learnt nothing, its own."""
+        if epoch == 0:
+            return super().consult(k, x, epoch)
         return torch.stack([log_probs(net(x)).exp() for net in self.nets]).mean(0)
 
     def remember(self, k: int, rows: Tensor, q: Tensor) -> None:
         """Keep guesses (B, C) of network k."""
-        self.guesses[k, rows] = q
+        self.guess[k, rows] = q
 
     def divide(self, looks: list[dict[str, Tensor]], epoch: int) -> Division:
         """Flagged by both; trusted by the mean."""
         one, two = (
             self.trusting(self.flag(look, epoch), look["logits"], guess)
-            for look, guess in zip(looks, self.guesses, strict=True)
+            for look, guess in zip(looks, self.guess, strict=True)
         )
         return merged(one, two)
 
