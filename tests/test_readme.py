@@ -11,7 +11,7 @@ from chaffinch.cli import _parser
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("kind", ["detector", "loss"])
+@pytest.mark.parametrize("kind", ["detector", "loss", "trainer"])
 def test_table_lists_every_method_with_its_paper(kind: str):
     (table,) = re.findall(rf"^\| {kind} \|.*\n((?:\|.*\n)+)", README, re.M)
     rows = dict(re.findall(r"^\| `([\w-]+)` \|[^[\n]*(?:\[([\d.]+)\].*)?\|$", table, re.M))

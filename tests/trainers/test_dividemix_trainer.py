@@ -86,11 +86,10 @@ def test_a_step_in_plain_loops(k):
     trainer, (a, b) = told(lambda_u=25.0, ramp=4, temperature=0.5, balance=0.7), some()
     rows = torch.tensor([5, 0, 3, 1, 6, 2])
     y = LABELS[rows]
-    trainer.clean.copy_(
-        torch.tensor([[0.9, 0.2, 0.7, 0.4, 0.6, 0.1, 0.3, 0.8], [0.3, 0.8, 0.4, 0.9, 0.2, 0.6, 0.7, 0.1]])
-    )
+    trainer.clean[0] = torch.tensor([0.9, 0.2, 0.7, 0.4, 0.6, 0.1, 0.3, 0.8])
+    trainer.clean[1] = torch.tensor([0.3, 0.8, 0.4, 0.9, 0.2, 0.6, 0.7, 0.1])
     w = trainer.clean[1 - k, rows].tolist()
-    assert sum(v > 0.5 for v in w) in (3, 4)
+    assert sum(v > 0.5 for v in w) in (2, 4)
     with torch.no_grad():
         said = [[net(v[:, None, None]).tolist() for v in (a, b)] for net in trainer.nets]
     targets = []
@@ -302,6 +301,11 @@ def test_a_training_from_scratch(stripes, trained):
     assert ((last.scores >= 0) & (last.scores <= 1)).all()
     np.testing.assert_allclose(last.targets.astype(float).sum(1), 1, atol=2e-3)
     assert (first.targets.argmax(1) == dataset.observed.labels).all()
+
+
+def test_half_precision(stripes, trained):
+    run = trained(stripes(64), trainer="dividemix", parameters={"warmup": 1}, epochs=2, precision="bfloat16")
+    assert np.isfinite(run.epoch(-1).log_probs).all()
 
 
 def test_resume(stripes, resumes):

@@ -9,6 +9,7 @@ from by_hand import known, views
 from torch.nn import functional as F
 
 from chaffinch.base.errors import InputError
+from chaffinch.base.mixture import fit_mixture
 from chaffinch.data.dataset import MISLABELLED
 from chaffinch.detectors.pc2 import divergence
 from chaffinch.encoders.network import build
@@ -92,9 +93,9 @@ class TestSheet:
 
         monkeypatch.setattr("chaffinch.trainers.pc2.fit_mixture", lambda values: Given())
         trainer = told(THREE, threshold=0.56)
-        trainer.bank[0] = 0.0
-        trainer.bank[0, 1, 0] = 1.0
-        found = trainer.judge(0, S, torch.full((3, 8), -math.log(8)))
+        log_p = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+        trainer.bank[0] = log_p.flip(0)
+        found = trainer.judge(0, S, log_p)
         assert found.flags.tolist() == [False, False, True]
         assert trainer.match[0].tolist() == pytest.approx([0.995, 0.88, 0.55], abs=1e-6)
         assert found.scores.tolist() == pytest.approx([0.005, 0.12, 0.45], abs=1e-6)
@@ -299,15 +300,24 @@ class TestDivide:
         trainer.bank.copy_(still)
         trainer.bank[:, 60:90] = still.flip(1)[60:90]
         trainer.bank[:, 90:92] = torch.nan
-        trainer.divide(self.looks(trainer, s, s), 1)
-        match = trainer.match[0]
-        assert (match[92:] == 1).all(), "stable"
-        assert match[60:92].max() < 1, "moved, or missing from the bank"
+        found = trainer.divide(self.looks(trainer, s, s), 1)
+        losses = pair_losses(s, labels, 0.2).float().numpy()
+        noisy = fit_mixture(losses).monotone_posterior(losses)
+        moved = np.zeros(120)
+        moved[60:90] = [sum(math.exp(p) * (p - b) for p, b in zip(q, q.flip(0), strict=True)) for q in still[60:90]]
+        moved[90:92] = moved.max()  # missing from the bank
+        unstable = fit_mixture(moved).monotone_posterior(moved)
+        assert 15 < (unstable > 0.5).sum() <= 32
+        for i in range(120):
+            helped = noisy[i] < 0.5 and unstable[i] < 0.5
+            expected = noisy[i] * (unstable[i] if helped else 1.0)
+            assert found.scores[i].item() == pytest.approx(expected, rel=1e-3, abs=1e-30)
         assert trainer.doubted[0].nonzero()[:, 0].tolist() == list(range(30))
 
     def test_where_all_are_believed_the_hundredth_is_doubted(self):
         s, labels = self.said([], n=300)
-        trainer = told(labels, threshold=1e-300)
+        trainer = told(labels)
+        trainer.threshold = -0.1
         found = trainer.divide(self.looks(trainer, s, s), 1)
         losses = pair_losses(s, labels, 0.2)
         worst = losses.argsort(descending=True)[:3].sort().values
@@ -370,6 +380,16 @@ def test_a_training_from_scratch(stripes, trained):
         assert (record.weights[~record.flags] == 1).all()
     assert (records[0].targets.argmax(1) == dataset.observed.labels).all(), "nothing is borrowed yet"
     assert (records[0].weights[records[0].flags] == 0).all()
+
+
+def test_half_precision(stripes, trained):
+    """Cosines are taken in single precision, so nothing ties."""
+    p = torch.tensor([[0.5, 0.3, 0.2]])
+    trusted = torch.tensor([[0.5, 0.3, 0.201], [0.5, 0.3, 0.2005], [0.5, 0.3, 0.2002], [0.5, 0.3, 0.2004]])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert donors(p, trusted)[1].item() == 2
+    run = trained(stripes(64), trainer="pc2", parameters={"warmup": 1, "borrow": 0.0}, epochs=2, precision="bfloat16")
+    assert np.isfinite(run.epoch(-1).log_probs).all()
 
 
 @pytest.mark.parametrize("diverse", [True, False])
