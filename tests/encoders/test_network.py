@@ -1,5 +1,8 @@
 """Networks: sizes, shapes and layers are those their names promise."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -114,3 +117,15 @@ def test_to_tensor():
     x = to_tensor(colour)
     assert x.shape == (2, 3, 4, 5)
     assert x.mean((0, 2, 3)).tolist() == [0, 1, 0]
+
+
+def test_gradients_of_odd_batches_on_two_threads_stay_inside_their_memory():
+    """oneDNN's strided 1x1 convolution did not (torch 2.13); a corrupted heap kills the process sooner or later."""
+    code = (
+        "import torch\nfrom chaffinch.encoders.network import build\n"
+        "torch.set_num_threads(2)\nnetwork = build('preact-resnet-8-16-32', 1).to(memory_format=torch.channels_last)\n"
+        "for i in range(150):\n    network(torch.rand(33, 1, 12, 12)).sum().backward()\n"
+        "    kept = [torch.rand(7 * (i % 13) + 1) for _ in range(3)]\nprint('whole')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "whole"), ended.stderr[-500:]
