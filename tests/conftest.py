@@ -1,6 +1,10 @@
 """Shared fixtures. No test touches the user's cache: every one gets an empty workspace of its own."""
 
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: threads of their own would only wait for one another
+    os.environ |= {"CHAFFINCH_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 import numpy as np
 import pytest

@@ -426,6 +426,51 @@ def _compare_encoders(args: argparse.Namespace) -> int:
     return 0
 
 
+def _experiment(args: argparse.Namespace) -> int:
+    from .base.files import digest, replacing
+    from .experiment import COLUMNS, find_plan, run
+    from .lesson import tell_all
+    from .workspace import Workspace
+
+    given: dict[str, Any] = {
+        "trainers": args.trainer, "noises": args.noise, "samples": args.samples, "epochs": args.epochs,
+        "start_epochs": args.start_epochs,
+    }  # fmt: skip
+    changes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value
+    }
+    changes |= {"seeds": tuple(range(args.seed, args.seed + args.seeds))} if args.seeds else {}
+    plan = replace(find_plan(args.name), **changes)
+    share = re.fullmatch(r"(\d+)/(\d+)", args.share)
+    if not share or not 1 <= int(share[1]) <= int(share[2]):
+        raise InputError(f"--share {args.share}: write I/N, such as 1/2 for the first half")
+    workspace = Workspace(args.workspace)
+    name = plan.name + (f"-{digest(json.dumps(changes))[:6]}" if changes else "")
+    folder = _folder(args.out) if args.out else workspace.folder("experiments") / name
+    report = _reporter(workspace, args.job, Meter(args.quiet))
+    try:
+        found = run(plan, folder, (int(share[1]), int(share[2])), report)
+        stories = tell_all(plan, folder, report)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on where it stood in {folder}", file=sys.stderr)
+        return 1
+    if args.job:
+        workspace.note(args.job, {"done": True})
+    if args.ship:
+        for path in (folder / f"{plan.name}.json", *stories):
+            with replacing(_folder(args.ship) / path.name) as temporary:
+                temporary.write_bytes(path.read_bytes())
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(" ".join([f"{'trainer':14s} {'noise':>5s} {'seeds':>5s}", *(f"{words:>18s}" for words in COLUMNS.values())]))
+    for row in found["table"]:
+        cells = [_figure(row[key]) + (f" ±{row[f'{key}_sd']:.3f}" if row[f"{key}_sd"] else "") for key in COLUMNS]
+        print(f"{row['trainer']:14s} {row['noise']:5.0%} {row['seeds']:5d} " + " ".join(f"{c:>18s}" for c in cells))
+    print(f"written: {folder / (plan.name + '.json')}")
+    return 0
+
+
 def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: Any, job: str | None) -> None:
     """Train one encoder; tell the meter, and where the app has started it, the job's note, how far it is."""
     from .encoders.train import train_encoder
@@ -595,6 +640,26 @@ def _parser() -> argparse.ArgumentParser:
     robust.add_argument("--json", action="store_true", help="one JSON document on standard output")
     robust.add_argument("--job", help=argparse.SUPPRESS)
     robust.set_defaults(run=_train)
+
+    experiment = commands.add_parser(
+        "experiment", parents=[common], help="compare trainers over noise levels and seeds, as one resumable whole"
+    )
+    experiment.add_argument("name", help="which: lesson")
+    experiment.add_argument("--trainer", action="append", metavar="SLUG", help="only these (repeat)")
+    experiment.add_argument("--noise", action="append", type=float, metavar="SHARE", help="only these levels (repeat)")
+    experiment.add_argument("--seeds", type=int, metavar="N", help="how many (default: the experiment's)")
+    experiment.add_argument("--seed", type=int, default=0, help="the first of them, with --seeds (default 0)")
+    experiment.add_argument("--samples", type=int, metavar="N", help="of each draw")
+    experiment.add_argument("--epochs", type=int, help="of each training")
+    experiment.add_argument("--start-epochs", type=int, help="of the encoder that all on a draw start from")
+    experiment.add_argument(
+        "--share", default="1/1", metavar="I/N", help="every N-th training from the I-th on, for N processes at once"
+    )
+    experiment.add_argument("--out", metavar="DIR", help="folder of rows and runs (default: in the workspace)")
+    experiment.add_argument("--ship", metavar="DIR", help="also copy the results, without the runs, into this folder")
+    experiment.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    experiment.add_argument("--job", help=argparse.SUPPRESS)
+    experiment.set_defaults(run=_experiment)
 
     compare = commands.add_parser(
         "compare-encoders", parents=[seeded, common], help="measure what each training loss did to the features"

@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base.errors import InputError
-from .base.files import read_json, write_json
+from .base.files import digest, read_json, write_json
+from .base.methods import find_method, method_options
 from .base.training_run import TrainingRun
 from .data import NoisyDataset, open_dataset
 from .metrics.detection import decision, ranking
+from .spec import check_seed
 
 Report = Callable[[str, float], None]
+Cell = tuple[str, float, int]
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,26 @@ class Plan:
     architecture: str = "half-preact-resnet-32-64-128"
     parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for trainer in self.trainers:
+            method_options(find_method("trainer", trainer), self.parameters.get(trainer, {}))
+        if not (self.trainers and self.noises and self.seeds):
+            raise InputError("an experiment needs at least one trainer, one noise level and one seed")
+        for seed in self.seeds:
+            check_seed(seed)
+
     def dataset(self, noise: float) -> str:
         """The draw of a noise level."""
         return f"fashion-web:noise={noise:g}" + ("" if self.samples is None else f",n={self.samples}")
 
-    def cells(self) -> list[tuple[str, float, int]]:
+    def cells(self) -> list[Cell]:
         """Every training: trainer, noise, seed."""
         return [(t, n, s) for s, n, t in product(self.seeds, self.noises, self.trainers)]
+
+    def budget(self, trainer: str) -> dict[str, Any]:
+        """All that a training depends on besides its cell: plans that agree in it share rows."""
+        values = {k: v for k, v in asdict(self).items() if k not in ("trainers", "noises", "seeds", "parameters")}
+        return json.loads(json.dumps(values | {"parameters": self.parameters.get(trainer, {})}))  # type: ignore[no-any-return]
 
 
 PLANS = {
@@ -82,65 +98,117 @@ def find_plan(name: str) -> Plan:
     return PLANS[name]
 
 
-def run_cell(plan: Plan, cell: tuple[str, float, int], folder: Path, report: Report | None = None) -> dict[str, Any]:
-    """One training of the plan, from where it stood; its row, stored beside its run.
+def run(plan: Plan, folder: Path, share: tuple[int, int] = (1, 1), report: Report | None = None) -> dict[str, Any]:
+    """Train what is missing of an experiment, and collect what is there.
+
+    It can be cut off at any moment: a row is kept as soon as its training is done, a training goes on from its last
+    whole epoch. After every row ``NAME.json`` in the folder holds what is known so far.
 
     Args:
-        plan: the experiment.
-        cell: trainer, noise, seed.
-        folder: of the experiment.
-        report: progress.
+        plan: what.
+        folder: where.
+        share: (i, n) only every n-th training, from the i-th on, so that n processes do the whole.
+        report: progress, of the whole.
+
+    Returns:
+        As `collect`.
 
     Raises:
         InputError: something cannot be trained; the message says what.
     """
+    part, parts = share
+    cells = plan.cells()[part - 1 :: parts]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, cell in enumerate(cells):
+
+        def told(what: str, done: float, i: int = i) -> None:
+            if report:
+                report(f"{i + 1} of {len(cells)}: {what}", (i + done) / len(cells))
+
+        run_cell(plan, cell, folder, told)
+        write_json(folder / f"{plan.name}.json", collect(plan, folder))
+    return collect(plan, folder)
+
+
+def run_cell(plan: Plan, cell: Cell, folder: Path, report: Report) -> dict[str, Any]:
+    """One training of the plan, from where it stood; its row, stored beside its run."""
     from .encoders.checkpoint import load_encoder
     from .trainers.train import Recipe, train
 
     trainer, noise, seed = cell
-    path = folder / "rows" / f"{trainer}-{noise:g}-{seed}.json"
-    said = json.loads(json.dumps(asdict(plan)))
-    if path.exists() and (found := read_json(path))["plan"] == said:
-        return dict(found["row"])
+    if (row := stored_row(plan, cell, folder)) is not None:
+        return row
     dataset = open_dataset(plan.dataset(noise))
-    start = load_encoder(make_start(plan, noise, folder, report))
+    start = load_encoder(make_start(plan, noise, folder, lambda what, done: report(what, START * done)))
     recipe = Recipe(
         trainer=trainer, parameters=plan.parameters.get(trainer, {}), epochs=plan.epochs, batch=plan.batch,
         learning_rate=plan.learning_rate, weight_decay=plan.weight_decay, seed=seed,
     )  # fmt: skip
-    run = folder / "runs" / path.stem
-    for p in train(dataset, recipe, run, start):
-        if report:
-            report(f"{trainer}, {noise:.0%} noise, seed {seed}", (p.epoch + p.share) / p.epochs)
-    row = summary(TrainingRun(run), dataset, cell)
+    where = run_folder(plan, cell, folder)
+    for p in train(dataset, recipe, where, start):
+        report(f"{trainer}, {noise:.0%} noise, seed {seed}", START + (1 - START) * (p.epoch + p.share) / p.epochs)
+    row = summary(TrainingRun(where), dataset, cell)
+    path = row_file(plan, cell, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"plan": said, "row": row})
+    write_json(path, row)
     return row
 
 
-def make_start(plan: Plan, noise: float, folder: Path, report: Report | None = None) -> Path:
-    """Weights of the contrastive encoder of a noise level, trained on its draw unless it is there."""
+START = 0.3
+"""Share of the progress of a training that is its start's."""
+
+
+def stored_row(plan: Plan, cell: Cell, folder: Path) -> dict[str, Any] | None:
+    """The row of a training that was done at the plan's budget, if there is one."""
+    path = row_file(plan, cell, folder)
+    return dict(read_json(path)) if path.exists() else None
+
+
+def run_folder(plan: Plan, cell: Cell, folder: Path) -> Path:
+    """Where the run of a cell is; trainings at another budget are elsewhere."""
+    trainer, noise, seed = cell
+    return folder / "runs" / f"{trainer}-{noise:g}-{seed}-{digest(plan.budget(trainer))[:6]}"
+
+
+def row_file(plan: Plan, cell: Cell, folder: Path) -> Path:
+    """Where the row of a cell is."""
+    return folder / "rows" / f"{run_folder(plan, cell, folder).name}.json"
+
+
+def start_file(plan: Plan, noise: float, folder: Path) -> Path:
+    """Where the weights are that all trainings on a draw start from."""
+    key = digest(plan.samples, plan.start_epochs, plan.start_batch, plan.architecture)
+    return folder / "starts" / f"{plan.name}-{noise:g}-{key[:6]}.safetensors"
+
+
+def make_start(plan: Plan, noise: float, folder: Path, report: Report) -> Path:
+    """Weights of the contrastive encoder of a noise level, trained on its draw unless they are there."""
+    from filelock import FileLock
+
     from .encoders.train import Recipe, train_encoder
 
-    name = f"{plan.name}-{noise:g}"
-    path = folder / "starts" / f"{name}.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        recipe = Recipe(epochs=plan.start_epochs, batch=plan.start_batch, architecture=plan.architecture)
-        for p in train_encoder(open_dataset(plan.dataset(noise)), recipe, path.parent, name):
-            if report:
+    path = start_file(plan, noise, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(epochs=plan.start_epochs, batch=plan.start_batch, architecture=plan.architecture)
+    with FileLock(path.with_suffix(".lock")):  # a process that needs it too waits for the one that makes it
+        if not path.exists():
+            for p in train_encoder(open_dataset(plan.dataset(noise)), recipe, path.parent, path.stem):
                 report(f"SimCLR start, {noise:.0%} noise", (p.epoch + p.share) / p.epochs)
     return path
 
 
-def summary(run: TrainingRun, dataset: NoisyDataset, cell: tuple[str, float, int]) -> dict[str, Any]:
+def summary(run: TrainingRun, dataset: NoisyDataset, cell: Cell) -> dict[str, Any]:
     """The row of a training: accuracies, and how good the flags were that it worked with.
 
     Detection figures are means over the epochs of the last quarter that had a detector, an even number of them, so
-    that two detectors that take turns count alike; None where there was none. ``course`` has them epoch by epoch.
+    that two detectors that take turns count alike; None where there was none. ``correlation`` is Spearman's, between
+    the linear detector's scores and the losses that the small-loss rule goes by, after the same epochs. ``course`` has
+    all figures epoch by epoch.
     """
+    from scipy.stats import spearmanr
+
     assert dataset.truth is not None
-    kind, course = dataset.truth.kind, dict[str, list[Any]]()
+    kind, course, alike = dataset.truth.kind, dict[str, list[Any]](), list[float]()
     keys = ("auroc_ood", "balanced_accuracy", "clean_kept", "precision")
     before: tuple[str, NDArray[np.bool_], Any] = ("", np.zeros(len(kind), bool), None)
     for e in range(len(run.epochs)):
@@ -152,6 +220,8 @@ def summary(run: TrainingRun, dataset: NoisyDataset, cell: tuple[str, float, int
             course.setdefault(key, []).append(row.get(key))
         after = run.epoch(e)
         before = (after.detector, after.flags, after.scores)
+        if after.detector == "lsa" and after.scores is not None and e >= len(run.epochs) * 3 // 4:
+            alike.append(float(spearmanr(after.scores, after.losses(dataset.observed.labels)).statistic))
     some = [e for e, detector in enumerate(course["detector"]) if detector]
     some = some[-max(2, len(run.epochs) // 8 * 2) :]
     trainer, noise, seed = cell
@@ -163,6 +233,7 @@ def summary(run: TrainingRun, dataset: NoisyDataset, cell: tuple[str, float, int
         "accuracy_best": max(course["accuracy"]),
         "accuracy_last": course["accuracy"][-1],
         **{key: fmean(values) if values else None for key, values in known.items()},
+        "correlation": fmean(alike) if alike else None,
         "seconds": round(sum(epoch["seconds"] for epoch in run.epochs), 1),
         "course": course,
     }
@@ -171,16 +242,27 @@ def summary(run: TrainingRun, dataset: NoisyDataset, cell: tuple[str, float, int
 def collect(plan: Plan, folder: Path) -> dict[str, Any]:
     """What is known so far: the plan, the rows that are there in its order, the starts, and means over seeds."""
     rows, starts = [], {}
-    for trainer, noise, seed in plan.cells():
-        path = folder / "rows" / f"{trainer}-{noise:g}-{seed}.json"
-        if path.exists():
-            rows.append(read_json(path)["row"])
+    for cell in plan.cells():
+        if (row := stored_row(plan, cell, folder)) is not None:
+            rows.append(row)
     for noise in plan.noises:
-        path = folder / "starts" / f"{plan.name}-{noise:g}.json"
+        path = start_file(plan, noise, folder).with_suffix(".json")
         if path.exists():
             card = read_json(path)
             starts[f"{noise:g}"] = {key: card[key] for key in ("device", "seconds", "epochs", "sha256")}
     return {"plan": json.loads(json.dumps(asdict(plan))), "rows": rows, "starts": starts, "table": table(rows)}
+
+
+COLUMNS = {
+    "accuracy_best": "best accuracy",
+    "accuracy_last": "last accuracy",
+    "auroc_ood": "OOD AUROC",
+    "balanced_accuracy": "balanced accuracy",
+    "clean_kept": "clean kept",
+    "precision": "precision",
+    "correlation": "rank correlation",
+}
+"""Figures of a row that are averaged over the seeds."""
 
 
 def table(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -188,11 +270,10 @@ def table(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["trainer"], row["noise"]), []).append(row)
-    keys = ("accuracy_best", "accuracy_last", "auroc_ood", "balanced_accuracy", "clean_kept", "precision")
     out = []
     for (trainer, noise), same in groups.items():
         means: dict[str, Any] = {"trainer": trainer, "noise": noise, "seeds": len(same)}
-        for key in keys:
+        for key in COLUMNS:
             values = [row[key] for row in same if row[key] is not None]
             means[key] = fmean(values) if values else None
             means[f"{key}_sd"] = stdev(values) if len(values) > 1 else None

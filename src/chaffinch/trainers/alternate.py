@@ -10,15 +10,15 @@ from torch import Tensor
 from ..base.errors import InputError
 from ..card import MethodCard
 from .base import Division, kept_only
-from .dividing import flagged_by
+from .dividing import check_warmup, flagged_by
 from .mixup import Mixup
 
 
 class Alternate(Mixup):
     r"""Mixup on the samples that a detector kept; the linear detector and the small-loss rule take turns.
 
-    After each epoch e, entry e mod 2 of (linear separation, small loss) divides all samples by what the network says
-    of the plain pictures; flagged ones are left out of epoch e + 1. The first epoch has no detection. An epoch has the
+    After each epoch e from the last of the warm-up on, entry e mod 2 of (linear separation, small loss) divides all
+    samples by what the network says of the plain pictures; flagged ones are left out of epoch e + 1. An epoch has the
     same number of steps whatever is left, so that trainers compare at the same budget.
 
     - Small loss: the given labels' cross-entropies, two Gaussian components, noisy where the posterior of the higher
@@ -32,6 +32,7 @@ class Alternate(Mixup):
         alpha: of mixup.
         threshold: posterior above which a sample is flagged, or seeds the plane.
         layer: whose activations the plane cuts.
+        warmup: epochs of plain mixup first, at least 1.
     """
 
     card = MethodCard(
@@ -49,11 +50,11 @@ class Alternate(Mixup):
     )
     turns: ClassVar[tuple[str, ...]] = ("lsa", "small-loss")
 
-    def __init__(self, alpha: float = 1.0, threshold: float = 0.95, layer: str = "layer2") -> None:
+    def __init__(self, alpha: float = 1.0, threshold: float = 0.95, layer: str = "layer2", warmup: int = 1) -> None:
         super().__init__(alpha)
         if not 0 < threshold < 1:
             raise InputError(f"threshold must lie between 0 and 1, got {threshold}")
-        self.threshold, self.layer = float(threshold), layer
+        self.threshold, self.layer, self.warmup = float(threshold), layer, check_warmup(warmup)
         self.layers = (layer,)
 
     def visit(self, k: int, epoch: int, rng: torch.Generator) -> Tensor:
@@ -62,6 +63,8 @@ class Alternate(Mixup):
 
     def divide(self, looks: list[dict[str, Tensor]], epoch: int) -> Division:
         """Let the detector whose turn it is divide the samples."""
+        if epoch < self.warmup - 1:
+            return super().divide(looks, epoch)
         (look,) = looks
         detector = self.turns[epoch % len(self.turns)]
         return flagged_by(detector, look["logits"], self.labels, look[self.layer], self.threshold)

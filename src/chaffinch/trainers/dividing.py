@@ -45,6 +45,17 @@ def flagged_by(detector: str, logits: Tensor, labels: Tensor, features: Tensor |
     return Division(flags, torch.as_tensor(found.scores_, device=labels.device).float(), detector, note=note)
 
 
+def check_warmup(epochs: int) -> int:
+    """The epochs before the first division.
+
+    Raises:
+        InputError: there is not even one.
+    """
+    if epochs < 1:
+        raise InputError(f"warmup must be at least 1 epoch, got {epochs}")
+    return epochs
+
+
 def trust(pseudo_losses: Tensor, flags: Tensor) -> Tensor:
     """(N,) how far the guessed label of each flagged sample is trusted: posterior of the low pseudo-losses; others 1.
 

@@ -15,6 +15,7 @@ class LinearOnly(Alternate):
         alpha: of mixup.
         threshold: posterior of the small-loss rule above which a sample seeds the plane.
         layer: whose activations the plane cuts.
+        warmup: epochs of plain mixup first, at least 1.
     """
 
     card = MethodCard(

@@ -12,7 +12,7 @@ from ..base.errors import InputError
 from ..card import MethodCard
 from ..losses.base import check_temperature, check_weights
 from .base import Batch, Division, Site, Step, Trainer, log_probs
-from .dividing import flagged_by, trust
+from .dividing import check_warmup, flagged_by, trust
 from .mixing import Mix, balance_penalty, draw_mix, mixed_ce, same_class, sharpen, targeted_contrast
 
 PROJECTION = 128
@@ -83,12 +83,10 @@ class PseudoLossSelection(Trainer):
         alpha: float = 1.0,
     ) -> None:
         super().__init__()
-        if warmup < 1:
-            raise InputError(f"warmup must be at least 1 epoch, got {warmup}")
         if not 0 < threshold < 1:
             raise InputError(f"threshold must lie between 0 and 1, got {threshold}")
         check_weights(gamma=gamma, contrast=contrast, balance=balance, alpha=alpha)
-        self.warmup, self.threshold, self.gamma, self.weigh = warmup, threshold, gamma, weigh
+        self.warmup, self.threshold, self.gamma, self.weigh = check_warmup(warmup), threshold, gamma, weigh
         self.contrast, self.temperature = contrast, check_temperature(temperature)
         self.balance, self.alpha = balance, alpha
 

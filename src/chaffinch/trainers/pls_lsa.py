@@ -18,7 +18,8 @@ from .pls import PseudoLossSelection
 class PlsLsa(PseudoLossSelection):
     r"""Guessed labels for what is flagged, and two detectors that take turns in flagging.
 
-    After each epoch e, entry e mod 2 of (linear separation, small loss) flags samples for epoch e + 1:
+    After each epoch e from the last of the warm-up on, entry e mod 2 of (linear separation, small loss) flags samples
+    for epoch e + 1:
 
     - Small loss: posterior of the large-loss component above the threshold.
     - Linear: a balanced logistic plane through the layer's pooled activations, seeded by the small-loss rule.
@@ -32,8 +33,8 @@ class PlsLsa(PseudoLossSelection):
         + (1-\lambda) \frac{-\sum_j T^b_{ij} \log \mathrm{sm}_j(s_{ij})}{\sum_j T^b_{ij}}\Big], \quad
         T^a_{ij} = [\hat c_i = \hat c_j],\; T^b_{ij} = [\hat c_{o(i)} = \hat c_j]
 
-    and is not weighted. The first epoch is plain mixup. Unless asked for there is no balance penalty. The learning rate
-    is a cosine from the first epoch on.
+    and is not weighted. The warm-up is plain mixup. Unless asked for there is no balance penalty. The learning rate is
+    a cosine from the first epoch on.
 
     Differs from the released code in the strong views: its random resized crop is a shift here, as in weak views.
 
@@ -48,6 +49,7 @@ class PlsLsa(PseudoLossSelection):
         balance: weight of the balance penalty of PLS.
         weigh: trust guesses as far as their pseudo-loss says; otherwise fully.
         alpha: of mixup.
+        warmup: epochs of plain mixup first, at least 1 (the released code counts from 0).
     """
 
     card = MethodCard(
@@ -77,8 +79,9 @@ class PlsLsa(PseudoLossSelection):
         balance: float = 0.0,
         weigh: bool = True,
         alpha: float = 1.0,
+        warmup: int = 1,
     ) -> None:
-        super().__init__(1, threshold, gamma, contrast, temperature, balance, weigh, alpha)
+        super().__init__(warmup, threshold, gamma, contrast, temperature, balance, weigh, alpha)
         self.layer, self.layers = layer, (layer,)
 
     def rate(self, epoch: int) -> float:
@@ -88,7 +91,7 @@ class PlsLsa(PseudoLossSelection):
     def step(self, k: int, batch: Batch) -> Step:
         """Guess from one weak view, learn from mixtures of weak views of kept and strong ones of flagged samples.
 
-        In the first epoch guesses are made, but what is learnt is plain mixup.
+        In the warm-up guesses are made, but what is learnt is plain mixup.
         """
         flagged = self.flags[batch.rows]
         x = batch.weak()
@@ -101,7 +104,7 @@ class PlsLsa(PseudoLossSelection):
         self.remember(k, batch.rows, q)
         t = torch.where(flagged[:, None], q, F.one_hot(batch.y, self.classes).float())
         mix = draw_mix(len(t), self.alpha, batch.rng)
-        if batch.epoch == 0:
+        if batch.epoch < self.warmup:
             return Step(mixed_ce(self.nets[k](mix(x)), t, self.weights[batch.rows], mix), p.log())
         return self.learn(k, mix(x), t, self.weights[batch.rows], mix, batch, p.log())
 
@@ -121,6 +124,8 @@ class PlsLsa(PseudoLossSelection):
 
     def divide(self, looks: list[dict[str, Tensor]], epoch: int) -> Division:
         """Flags by the detector whose turn it is, trust by the pseudo-loss."""
+        if epoch < self.warmup - 1:
+            return Trainer.divide(self, looks, epoch)
         (look,) = looks
         return self.trusting(self.flag(look, epoch), look["logits"], self.guess)
 

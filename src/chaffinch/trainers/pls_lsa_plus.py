@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..card import MethodCard
-from .base import Division, Site, log_probs
+from .base import Division, Site, Trainer, log_probs
 from .pls_lsa import PlsLsa
 
 
@@ -31,6 +31,7 @@ class PlsLsaPlus(PlsLsa):
         balance: weight of the balance penalty of PLS.
         weigh: trust guesses as far as their pseudo-loss says; otherwise fully.
         alpha: of mixup.
+        warmup: epochs of plain mixup first, at least 1.
     """
 
     card = MethodCard(
@@ -63,6 +64,8 @@ class PlsLsaPlus(PlsLsa):
 
     def divide(self, looks: list[dict[str, Tensor]], epoch: int) -> Division:
         """Flagged by both; trusted by the mean."""
+        if epoch < self.warmup - 1:
+            return Trainer.divide(self, looks, epoch)
         one, two = (
             self.trusting(self.flag(look, epoch), look["logits"], guess)
             for look, guess in zip(looks, self.guess, strict=True)

@@ -15,6 +15,7 @@ class SmallLossOnly(Alternate):
     Args:
         alpha: of mixup.
         threshold: posterior above which a sample is flagged.
+        warmup: epochs of plain mixup first, at least 1.
     """
 
     card = MethodCard(
@@ -31,5 +32,5 @@ class SmallLossOnly(Alternate):
     )
     turns = ("small-loss",)
 
-    def __init__(self, alpha: float = 1.0, threshold: float = 0.95) -> None:
-        super().__init__(alpha, threshold)
+    def __init__(self, alpha: float = 1.0, threshold: float = 0.95, warmup: int = 1) -> None:
+        super().__init__(alpha, threshold, warmup=warmup)
