@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: threads of their 
 import numpy as np
 import pytest
 
+from chaffinch.base.training_run import EpochRecord, begin, plain, write_epoch
 from chaffinch.data import NoisyDataset, Observed, Truth
 from chaffinch.workspace import Workspace
 
@@ -103,3 +104,29 @@ def save_encoder(workspace):
         return Encoder(network, ModelCard(**{**values, **changes})).save(workspace.folder("encoders"))
 
     return save
+
+
+@pytest.fixture
+def a_run(workspace):
+    """Leaves the record of a training on a dataset (4 epochs; every fifth sample is flagged, in turn) and names it."""
+
+    def write(dataset: NoisyDataset) -> str:
+        rng, y, c = np.random.default_rng(11), dataset.observed.labels, len(dataset.observed.classes)
+        folder, records = workspace.folder("runs") / "told", []
+        for e in range(4):
+            logits = rng.normal(size=(len(y), c)) + (e + 1) * np.eye(c)[y]
+            said = (logits - np.log(np.exp(logits).sum(1, keepdims=True))).astype(np.float16)
+            records.append(
+                EpochRecord(
+                    epoch=e, loss=1 / (e + 1), accuracy=None, seconds=1.0, detector=("lsa", "small-loss")[e % 2],
+                    log_probs=said, seen=said, flags=np.arange(len(y)) % 5 == e,
+                    weights=None if e == 0 else np.linspace(0, 1, len(y), dtype=np.float32),
+                )
+            )  # fmt: skip
+        about = {"trainer": "pls-lsa", "dataset": dataset.name, "dataset_digest": dataset.digest, "epochs": 4}
+        begin(folder, about | {"n": len(y)}, [plain(record) for record in records])
+        for record in records:
+            write_epoch(folder, record)
+        return folder.name
+
+    return write

@@ -402,3 +402,17 @@ def test_an_outline_survives_a_link():
 @pytest.mark.parametrize("text", ["", "1,2", "1,2 3,4", "a,b c,d e,f", "1,2,3 4,5,6 7,8,9", "1 2 3", "<b>"])
 def test_a_spoilt_outline_is_no_selection(text):
     assert views.read_outline(text) is None
+
+
+def test_the_course_of_a_sample(blobs, a_run):
+    assert views.course(Study(blobs), 3) is None
+    study = Study(blobs, run=a_run(blobs))
+    found = views.course(study, 2)
+    losses = np.stack([study.run.epoch(e).losses(blobs.observed.labels) for e in range(4)])
+    np.testing.assert_allclose(found.loss, losses[:, 2])
+    np.testing.assert_allclose(found.usual[:, 1], np.median(losses, axis=1))
+    assert (found.usual[:, 0] < found.usual[:, 2]).all()
+    assert found.flagged.tolist() == [False, False, False, True]  # flagged after the third epoch, so in the fourth
+    assert found.turns == ("", "lsa", "small-loss", "lsa")
+    assert (found.run, found.trainer) == ("told", "pls-lsa")
+    np.testing.assert_allclose(found.trust, [np.nan, *[2 / 179] * 3], rtol=1e-5)

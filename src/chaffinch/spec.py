@@ -113,6 +113,7 @@ class Spec:
         filters: what it lists: kinds of method, of noise and of evidence, with commas; empty = all.
         beside: the encoder that the Losses page puts beside the first; empty = the first other one at hand.
         beside_outline: the selection drawn on its map, as ``outline``.
+        run: training of a classifier (see ``chaffinch train``) whose record detectors read; empty = a quick head.
         seed: of everything that draws.
     """
 
@@ -137,6 +138,7 @@ class Spec:
     filters: str = ""
     beside: str = ""
     beside_outline: str = ""
+    run: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -223,6 +223,45 @@ def inspect(
     return replace(seen, chances=tuple(verdict.proba[position].tolist()), probable=probable)
 
 
+@dataclass(frozen=True)
+class Course:
+    """What a classifier said of one sample while it learnt, over E epochs.
+
+    Attributes:
+        run: name of the training.
+        trainer: slug.
+        loss: (E,) cross-entropy against the given label after each epoch.
+        usual: (E, 3) quartiles of that over all samples.
+        flagged: (E,) was the sample flagged in that epoch?
+        turns: (E,) which detector's flags were in force; empty where none.
+        trust: (E,) how far its new label was trusted, where the trainer guesses labels; else None.
+    """
+
+    run: str
+    trainer: str
+    loss: NDArray[np.float64]
+    usual: NDArray[np.float64]
+    flagged: Flags
+    turns: tuple[str, ...]
+    trust: NDArray[np.float32] | None
+
+
+def course(study: Study, position: int) -> Course | None:
+    """The course of one sample in the training whose record the study has; None if it has none.
+
+    Raises:
+        InputError: an epoch's file is damaged.
+    """
+    if (run := study.run) is None:
+        return None
+    losses, (flags, turns) = run.history.losses(study.observed.labels), run.force
+    return Course(
+        run=run.name, trainer=run.about["trainer"], loss=losses[:, position],
+        usual=np.quantile(losses, (0.25, 0.5, 0.75), axis=1).T, flagged=flags[:, position], turns=turns,
+        trust=None if run.trust is None else run.trust[:, position],
+    )  # fmt: skip
+
+
 def _at(values: NDArray[np.float64] | None, position: int) -> float | None:
     return None if values is None else float(values[position])
 

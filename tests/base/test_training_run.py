@@ -233,3 +233,13 @@ class TestWriting:
         assert len(first.epochs) == 1
         assert len(second.epochs) == 2
         same(first.epoch(0), second.epoch(0))
+
+
+def test_force_and_trust_of_a_whole_run(tmp_path):
+    run = written(tmp_path, record(0, **FULL), record(1), record(2, **{**FULL, "at_start": None}))
+    flags, turns = run.force
+    np.testing.assert_array_equal(flags, np.stack([run.in_force(e)[0] for e in range(3)]))
+    assert turns == tuple(run.in_force(e)[1] for e in range(3))
+    np.testing.assert_array_equal(np.isnan(run.trust).all(1), [False, True, False])
+    np.testing.assert_array_equal(run.trust[[0, 2]], 1)
+    assert written(tmp_path / "other", record(0)).trust is None

@@ -435,3 +435,29 @@ def test_the_first_screen_waits_for_no_sprite_sheet(arrays_file, monkeypatch):
     monkeypatch.setattr(thumbnails.Sheets, "fill", lambda self: None)  # the background's part
     path = arrays_file(features=None, images=np.zeros((180, 8, 8), np.uint8))
     assert cached.sheets(Study(f"arrays:{path}")).count == 180
+
+
+def test_the_record_of_a_training_is_picked_and_its_course_is_drawn(open_app, spec, a_run):
+    data = Study(spec.dataset, "features").dataset
+    seen = replace(spec, sample="b002", detectors=(Cut("aum"),))
+    assert "run" not in {box.key for box in open_app(seen).selectbox}
+    name = a_run(data)
+    app = open_app(seen)
+    before = found_by(app, "aum")
+    app.selectbox(key="run").set_value(name).run()
+    assert not app.exception
+    assert app.query_params["run"] == name
+    assert any("How pls\\-lsa learnt it" in caption.value for caption in app.caption)
+    assert len(app.get("plotly_chart")) == 1
+    assert found_by(app, "aum") != before, "the detector reads another record"
+
+
+def found_by(app: AppTest, slug: str) -> str:
+    """What the inspector says of a detector."""
+    html = next(h.proto.body for h in app.get("html") if "cf-facts" in h.proto.body)
+    return html[html.index(f"<b>{slug}</b>") :]
+
+
+def test_a_run_that_is_not_there_is_explained(open_app, spec):
+    app = open_app(replace(spec, run="gone"))
+    assert any("gone" in error.value for error in app.error)

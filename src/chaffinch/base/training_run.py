@@ -143,6 +143,21 @@ class TrainingRun:
         return before.flags, before.detector
 
     @cached_property
+    def force(self) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+        """(E, N) flags in force in each epoch, and E names of the detectors that made them; "" where there are none."""
+        flags, turns = zip(*(self.in_force(e) for e in range(len(self.epochs))), strict=True)
+        return np.stack(flags), turns
+
+    @cached_property
+    def trust(self) -> Array | None:
+        """(E, N) trust in new labels after each epoch, NaN where the trainer had none; None if it never had any."""
+        found = [self.epoch(e).weights for e in range(len(self.epochs))]
+        if all(weights is None for weights in found):
+            return None
+        n = int(self.about["n"])
+        return np.stack([np.full(n, np.nan, np.float32) if weights is None else weights for weights in found])
+
+    @cached_property
     def history(self) -> History:
         """What the classifier said about every sample, epoch by epoch: evidence for detectors."""
         records = [self.epoch(e) for e in range(len(self.epochs))]

@@ -28,12 +28,24 @@ def study(spec: Spec) -> Study:
     """
     trained = encoder_cards(Workspace()).get(spec.encoder.partition(":")[0], (None, {}))[1].get("sha256", "")
     with _OPENING:
-        return _study(fingerprint(spec.dataset), trained, spec.dataset, spec.encoder, spec.seed, str(Workspace().root))
+        workspace = Workspace()
+        return _study(
+            fingerprint(spec.dataset), trained, _written(workspace, spec.run), spec.dataset, spec.encoder, spec.run,
+            spec.seed, str(workspace.root),
+        )  # fmt: skip
+
+
+def _written(workspace: Workspace, run: str) -> int:
+    """When a run was last written; it grows while it is trained."""
+    path = workspace.root / "runs" / run / "run.json"
+    return path.stat().st_mtime_ns if run and path.exists() else 0
 
 
 @lru_cache(maxsize=6)
-def _study(state: str, trained: str, dataset: str, encoder: str, seed: int, workspace: str) -> Study:
-    return Study(_dataset(state, dataset), encoder, workspace=Workspace(workspace), seed=seed)
+def _study(
+    state: str, trained: str, written: int, dataset: str, encoder: str, run: str, seed: int, workspace: str
+) -> Study:
+    return Study(_dataset(state, dataset), encoder, workspace=Workspace(workspace), seed=seed, run=run)
 
 
 def dataset(name: str) -> NoisyDataset:

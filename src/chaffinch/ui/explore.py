@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .. import exports, registry, views
 from ..base.errors import InputError
 from ..card import KINDS
+from ..figures import learning
 from ..figures.palette import KIND_COLOURS
 from ..projection import SMALLEST
 from ..spec import MAPS, Cut, Spec
@@ -24,7 +25,7 @@ from . import cached
 from .gallery import Tile, gallery
 from .pickers import awaits_verdict, has_verdict
 from .scatter import Colours, MapEvent, inside, scatter_map
-from .shell import begin, plain
+from .shell import begin, chart, plain
 
 MOST_POINTS = 100_000
 PER_PAGE = 40
@@ -302,12 +303,27 @@ def inspector(study: Study, seen: views.Inspection) -> tuple[bool, int | None]:
         if study.observed.images is not None:
             left.image(picture_png(study.observed.images[seen.position], 224), width="stretch")
         right.html(_facts(seen) + _chances(seen) + _bars(seen))
+        _course(study, seen.position)
         clicked = None
         if seen.neighbours:
             st.caption("Nearest neighbours, most similar first")
             tiles = neighbour_tiles(seen.neighbours, seen.given)
             clicked = gallery(tiles, cached.sheets(study), key="neighbours", tile=56)
     return closed, clicked
+
+
+def _course(study: Study, position: int) -> None:
+    """How a classifier learnt this sample, where the study has the record of a training."""
+    if (found := views.course(study, position)) is None:
+        return
+    st.caption(f"How {plain(found.trainer)} learnt it (run {plain(found.run)})")
+    chart(learning.course(found.loss, found.usual, found.flagged, found.turns), "course")
+    told = "Grey: the middle half of all pictures."
+    if found.flagged.any():
+        told += f" Flagged in {int(found.flagged.sum())} of {len(found.flagged)} epochs."
+    if found.trust is not None and found.trust[-1] < 1:
+        told += f" Its new label was trusted {found.trust[-1]:.0%} at the end."
+    st.caption(told)
 
 
 def neighbour_tiles(near: Sequence[tuple[int, str, float]], given: str) -> list[Tile]:

@@ -11,7 +11,7 @@ from .. import registry, views
 from ..base.errors import InputError
 from ..data.fashion_web import FLIPS, Draw
 from ..spec import RULES, Cut, Spec
-from ..study import OWN_FEATURES, Detection, Study
+from ..study import OWN_FEATURES, Detection, Study, training_runs
 from . import cached
 from .shell import begin, keep, plain
 
@@ -38,8 +38,9 @@ def dataset_and_encoder(spec: Spec) -> Spec:
     if name != spec.dataset or encoder != spec.encoder:
         beside = spec.beside_outline if name == spec.dataset else ""
         spec = replace(
-            spec, dataset=name, encoder=encoder, sample="", label="", outline="", beside_outline=beside, page=1
-        )
+            spec, dataset=name, encoder=encoder, sample="", label="", outline="", beside_outline=beside, page=1,
+            run=spec.run if name == spec.dataset else "",
+        )  # fmt: skip
         if name:
             keep(spec)
             st.rerun()  # what was drawn above speaks of the dataset before
@@ -142,7 +143,27 @@ def detectors(spec: Spec, study: Study) -> Spec:
                 with st.expander(title):
                     for slug in rest:
                         _switch(slug, False)
-    return replace(spec, detectors=tuple(chosen), votes=votes)
+        run = _record(spec, study)
+    spec = replace(spec, detectors=tuple(chosen), votes=votes)
+    if run != spec.run:
+        keep(replace(spec, run=run))
+        st.rerun()  # what detectors read is another study
+    return spec
+
+
+def _record(spec: Spec, study: Study) -> str:
+    """Whose record of a training detectors read, where there is a choice."""
+    options = ["", *training_runs(study.workspace, study.dataset.digest)]
+    if len(options) == 1:
+        return ""
+    return st.selectbox(
+        "Record of a training",
+        options,
+        key=begin("run", spec.run if spec.run in options else "", options),
+        format_func=lambda name: name or "a quick head on the features",
+        help="Some detectors read what a classifier said of every picture while it learnt. `chaffinch train` leaves "
+        "such a record; the inspector shows the course of a picture in it.",
+    )
 
 
 def _switch(slug: str, on: bool) -> bool:
