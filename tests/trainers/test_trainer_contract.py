@@ -21,6 +21,7 @@ from chaffinch.data.dataset import Truth
 from chaffinch.encoders.checkpoint import Encoder, ModelCard
 from chaffinch.encoders.network import build
 from chaffinch.trainers.base import Division, Net, Site, Step, Trainer
+from chaffinch.trainers.classifier import Classifier
 from chaffinch.trainers.train import MODEL, STATE, lacking, train
 
 TRAINERS = registry.methods("trainer")
@@ -280,6 +281,13 @@ class TestTraining:
         assert {name.split(".")[0] for name in weights} == {str(k) for k in range(cls.networks)}
         assert all(torch.isfinite(value).all() for value in weights.values())
         assert weights["0.classify.weight"].shape == (C, 32)
+
+    def test_the_classifier_is_read_back(self, cls, trained, data):
+        run, _ = trained(cls)
+        said = Classifier(run.folder).pred_probs(data.test.images)
+        accuracy = (said.argmax(1) == data.test.labels).mean()
+        assert said.shape == (len(data.test.labels), C)
+        assert accuracy == pytest.approx(run.epochs[-1]["accuracy"], abs=0.011)  # one of 150 may tip over
 
     def test_cut_off_it_ends_in_the_same_bits_and_truth_does_not_reach_it(self, cls, trained, data, tmp_path):
         """It goes on with the truth permuted: only a trainer that asks for the truth may notice."""
