@@ -12,7 +12,7 @@ from chaffinch.base.errors import InputError
 from chaffinch.base.linear import linear_probe
 from chaffinch.base.mixture import fit_mixture
 from chaffinch.detectors.base import own_label_loss
-from chaffinch.detectors.lsa import LinearSeparation, separate
+from chaffinch.detectors.lsa import LinearSeparation, plane_on_device, separate
 
 
 def gaussians(n=4000, seed=0):
@@ -247,3 +247,33 @@ def test_budget(blobs):
         model.flag(budget=1.5)
     with pytest.raises(InputError, match="flags all"):
         model.flag(budget=1.0)
+
+
+@pytest.mark.parametrize("C", [np.inf, 0.01])
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_torch_finds_the_same_plane(case, C, monkeypatch):
+    """Against scikit-learn at a tight tolerance: the same flags; at its own, all but a few at the plane itself."""
+    rng = np.random.default_rng(case)
+    n, d, share, wrong = [(600, 5, 0.5, 0.3), (3000, 64, 0.1, 0.2), (1500, 20, 0.8, 0.05)][case]
+    foreign = rng.random(n) < share
+    X = rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + np.outer(foreign, 4 * rng.normal(size=d))
+    seeds = np.where(rng.random(n) < wrong, ~foreign, foreign)
+    H = X / np.linalg.norm(X, axis=1, keepdims=True)
+    H = (H - H.mean(0)) / H.std(0)
+    model = LogisticRegression(C=C, tol=1e-9, max_iter=10_000, class_weight="balanced").fit(H, seeds)
+    w, b = plane_on_device(H, seeds, C)
+    expected = model.decision_function(H)
+    np.testing.assert_allclose(H @ w + b, expected, atol=5e-3 * np.abs(expected).max())
+    close = np.abs(expected) < 1e-3 * np.abs(expected).max()
+    np.testing.assert_array_equal((H @ w + b > 0)[~close], (expected > 0)[~close])
+    usual = separate(X, seeds, C=C)
+    monkeypatch.setattr("chaffinch.detectors.lsa.LARGE", 0)
+    assert ((separate(X, seeds, C=C) > 0) != (usual > 0)).mean() < 2e-3
+
+
+def test_torch_stops_where_the_seeds_are_separable():
+    X = np.random.default_rng(0).normal(size=(40, 60))
+    seeds = np.arange(40) < 15
+    w, b = plane_on_device(X, seeds, np.inf)
+    assert np.isfinite(w).all()
+    np.testing.assert_array_equal(X @ w + b > 0, seeds)
