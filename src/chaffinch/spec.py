@@ -114,6 +114,9 @@ class Spec:
         beside: the encoder that the Losses page puts beside the first; empty = the first other one at hand.
         beside_outline: the selection drawn on its map, as ``outline``.
         run: training of a classifier (see ``chaffinch train``) whose record detectors read; empty = a quick head.
+        noise: the level that the Lesson page tells of; 0 = the first choice.
+        accuracy: which accuracy counts there: ``best`` (of all epochs) or ``last``.
+        epoch: the epoch that it shows, from 1; 0 = the first choice.
         seed: of everything that draws.
     """
 
@@ -139,6 +142,9 @@ class Spec:
     beside: str = ""
     beside_outline: str = ""
     run: str = ""
+    noise: float = 0.0
+    accuracy: str = "best"
+    epoch: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -252,7 +252,7 @@ def test_budget(blobs):
 @pytest.mark.parametrize("C", [np.inf, 0.01])
 @pytest.mark.parametrize("case", [0, 1, 2])
 def test_torch_finds_the_same_plane(case, C, monkeypatch):
-    """Against scikit-learn at a tight tolerance: the same flags; at its own, all but a few at the plane itself."""
+    """Against scikit-learn at a tight tolerance: the same flags; at its usual one, all but a few next to the plane."""
     rng = np.random.default_rng(case)
     n, d, share, wrong = [(600, 5, 0.5, 0.3), (3000, 64, 0.1, 0.2), (1500, 20, 0.8, 0.05)][case]
     foreign = rng.random(n) < share
@@ -268,7 +268,7 @@ def test_torch_finds_the_same_plane(case, C, monkeypatch):
     np.testing.assert_array_equal((H @ w + b > 0)[~close], (expected > 0)[~close])
     usual = separate(X, seeds, C=C)
     monkeypatch.setattr("chaffinch.detectors.lsa.LARGE", 0)
-    assert ((separate(X, seeds, C=C) > 0) != (usual > 0)).mean() < 2e-3
+    assert ((separate(X, seeds, C=C) > 0) != (usual > 0)).mean() < 0.02
 
 
 def test_torch_stops_where_the_seeds_are_separable():

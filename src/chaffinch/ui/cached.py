@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from .. import lesson
 from .. import pulls as core
 from ..base.errors import InputError
+from ..base.files import assets_dir
 from ..data import NoisyDataset, open_dataset
 from ..data.sources import fingerprint
 from ..lineup import Row, figures_key, stored
@@ -65,19 +68,25 @@ def _dataset(state: str, name: str) -> NoisyDataset:
 
 def sheets(of: Study) -> Sheets | None:
     """Sprite sheets of a study's pictures; those the gallery does not wait for are made in the background."""
-    if of.observed.images is None:
+    return thumbnails(of.dataset, of.workspace)
+
+
+def thumbnails(of: NoisyDataset, workspace: Workspace) -> Sheets | None:
+    """Sprite sheets of a dataset's pictures, as `sheets`."""
+    images = of.observed.images
+    if images is None:
         return None
     with _OPENING:
-        return _sheets(of)
+        folder = workspace.folder("thumbnails") / of.digest
+        if folder not in _sheets:
+            while len(_sheets) >= 4:
+                _sheets.pop(next(iter(_sheets)))
+            _sheets[folder] = make_sheets(images, folder, wait=False)
+            _sheets[folder].fill()
+        return _sheets[folder]
 
 
-@lru_cache(maxsize=4)
-def _sheets(of: Study) -> Sheets:
-    images = of.observed.images
-    assert images is not None
-    made = make_sheets(images, of.workspace.folder("thumbnails") / of.dataset.digest, wait=False)
-    made.fill()
-    return made
+_sheets: dict[Path, Sheets] = {}
 
 
 def encoder_names() -> dict[str, str]:
@@ -139,6 +148,47 @@ def _pulls(of: Study, judged: bool) -> core.Pulls | str:
             trained_on = dataset(card["dataset"])
             trained_on = trained_on if trained_on.digest == card.get("dataset_digest") else None
     return core.of(of, trained_on)
+
+
+def lesson_results() -> dict[str, Any] | None:
+    """What the shipped experiment of the lesson has found; None if there is nothing, or not one row."""
+    path = assets_dir() / "experiments" / f"{lesson.NAME}.json"
+    if not path.exists():
+        return None
+    found = _results(path, path.stat().st_mtime_ns)
+    return found if found["rows"] else None
+
+
+@lru_cache(maxsize=2)
+def _results(path: Path, changed: int) -> dict[str, Any]:
+    return lesson.results(folder=path.parent)
+
+
+def story(path: Path) -> lesson.Story:
+    """One noise level of the lesson.
+
+    Raises:
+        InputError: its file is damaged.
+    """
+    return _story(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _story(path: Path, changed: int) -> lesson.Story:
+    return lesson.Story.load(path)
+
+
+def turning(path: Path) -> lesson.Turning:
+    """The turned lines of one noise level, as `story`."""
+    return _turning(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _turning(path: Path, changed: int) -> lesson.Turning:
+    told = _story(path, changed)
+    truth = dataset(told.dataset).truth
+    assert truth is not None  # the lesson's draws are made with it
+    return lesson.turn(told.plane, truth.kind)
 
 
 def warm(spec: Spec) -> None:
