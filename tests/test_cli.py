@@ -648,6 +648,126 @@ class TestTrainEncoder:
         assert "pictures.npz/e cannot be written" in err
 
 
+ROBUST = ["--epochs", "2", "--batch", "16", "--architecture", "preact-resnet-8-16-32", "--device", "cpu"]
+
+
+class TestTrain:
+    def test_train_and_read_its_record(self, run, document, pictures_file, save_encoder, home):
+        name = f"arrays:{pictures_file}"
+        code, out, err = run("train", name, "--trainer", "small-loss", *ROBUST, "--name", "mine")
+        assert code == 0
+        assert out.endswith(f"trained: {home / 'runs' / 'mine'}\n")
+        assert "small-loss: epoch 2 of 2 100.0%" in err
+        save_encoder()
+        options = ("detect", name, "--encoder", "tiny", "--detector", "aum")
+        assert document(*options, "--run", "mine") != document(*options)
+        code, out, err = run(*options, "--run", "yours")
+        assert (code, out) == (2, "")
+        assert "no readable run called 'yours'" in err
+        assert "on this dataset: mine" in err
+
+    def test_json(self, document, pictures_file, tmp_path):
+        options = ("--trainer", "pls", "--set", "warmup=2", "--seed", "3", "--out", tmp_path)
+        found = document("train", f"arrays:{pictures_file}", *ROBUST, *options)
+        assert (found["trainer"], found["seed"], found["parameters"]["warmup"]) == ("pls", 3, 2)
+        assert len(found["epochs"]) == 2
+        assert Path(found["run"]).name.startswith("pls-s3-")
+
+    def test_from_an_encoder(self, run, document, pictures_file, save_encoder):
+        save_encoder()
+        options = ("train", f"arrays:{pictures_file}", "--trainer", "ce", "--epochs", "1", "--start", "tiny")
+        assert document(*options)["start"] == "tiny"
+        code, out, err = run(*options)
+        assert (code, out) == (2, "")
+        assert "is trained already; give it another --name, or --overwrite it" in err
+        assert run(*options, "--overwrite")[0] == 0
+
+    def test_stopped_and_resumed(self, run, pictures_file, tmp_path, monkeypatch):
+        from chaffinch.trainers import train as module
+
+        real, whole, broken = module.train, tmp_path / "whole", tmp_path / "broken"
+        argv = ("train", f"arrays:{pictures_file}", "--trainer", "mixup", *ROBUST, "--name", "m", "--out")
+        assert run(*argv, whole)[0] == 0
+
+        def stopped(*args):
+            for step, progress in enumerate(real(*args)):
+                if step == 5:  # four steps an epoch: in the middle of the second
+                    raise KeyboardInterrupt
+                yield progress
+
+        monkeypatch.setattr(module, "train", stopped)
+        code, out, err = run(*argv, broken)
+        assert (code, out) == (1, "")
+        assert f"stopped; the same command goes on from the last whole epoch in {broken / 'm'}" in err
+        monkeypatch.setattr(module, "train", real)
+        code, _, err = run(*argv, broken)
+        assert code == 0
+        assert "epoch 1 of 2" not in err
+        one, other = (folder / "m" / "model.safetensors" for folder in (whole, broken))
+        assert one.read_bytes() == other.read_bytes()
+
+    def test_a_job_says_how_far_it_is(self, run, pictures_file, home):
+        options = ("--trainer", "mixup", *ROBUST, "--name", "mine", "--job", "t2")
+        assert run("train", f"arrays:{pictures_file}", *options)[0] == 0
+        note = json.loads((home / "notes" / "t2.json").read_text())
+        assert (note["done"], note["run"], len(note["history"])) == (True, "mine", 2)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--trainer", "mixedup"], "no trainer called 'mixedup'; did you mean mixup"),
+            (["--set", "warmth=1"], "pls-lsa has no parameter 'warmth'"),
+            (["--set", "warmup=0"], "warmup must be at least 1 epoch, got 0"),
+            (["--trainer", "sncf"], "choose one with --start"),
+            (["--start", "nobody"], "there is no encoder called 'nobody'"),
+            (["--learning-rate", "0"], "the learning rate must be a number above 0, got 0.0"),
+            (["--name", "../away"], "--name '../away': use letters"),
+            (["--seed", "-1"], "seed must be 0 to 4294967295, got -1"),
+        ],
+    )
+    def test_bad_options(self, run, pictures_file, tmp_path, options, message):
+        code, out, err = run("train", f"arrays:{pictures_file}", *ROBUST, "--out", tmp_path / "r", *options)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert not list((tmp_path / "r").rglob("*.safetensors"))
+
+
+class TestExperiment:
+    def test_a_tiny_one(self, run, document, tmp_path):
+        """As a first-time user would try it; the whole takes hours."""
+        options = ["--noise", "0.6", "--trainer", "mixup", "--trainer", "pls-lsa", "--seeds", "1", "--samples", "120"]
+        argv = ("experiment", "lesson", *options, "--epochs", "2", "--start-epochs", "1", "--out", tmp_path / "x")
+        found = document(*argv, "--ship", tmp_path / "shipped")
+        assert [(row["trainer"], row["noise"], row["seed"]) for row in found["rows"]] == [
+            ("mixup", 0.6, 0),
+            ("pls-lsa", 0.6, 0),
+        ]
+        assert all(0 <= row["accuracy_last"] <= row["accuracy_best"] <= 1 for row in found["rows"])
+        assert {p.name for p in (tmp_path / "shipped").iterdir()} == {"lesson.json", "lesson-0.6.npz"}
+        assert json.loads((tmp_path / "shipped" / "lesson.json").read_text()) == found
+        code, out, err = run(*argv)
+        assert code == 0
+        assert "mixup            60%     1" in out
+        assert out.endswith(f"written: {tmp_path / 'x' / 'lesson.json'}\n")
+        assert "SimCLR start" not in err, "nothing is done again"
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["lessons"], "no experiment called 'lessons'; there are lesson"),
+            (["lesson", "--share", "3/2"], "--share 3/2: write I/N"),
+            (["lesson", "--share", "half"], "--share half: write I/N"),
+            (["lesson", "--trainer", "pls-lsb"], "no trainer called 'pls-lsb'"),
+            (["lesson", "--noise", "2"], "noise"),
+            (["lesson", "--epochs", "-1"], "at least one epoch"),
+        ],
+    )
+    def test_bad_options(self, run, tmp_path, options, message):
+        code, out, err = run("experiment", *options, "--out", tmp_path / "x")
+        assert (code, out) == (2, "")
+        assert message in err
+
+
 class TestCompareEncoders:
     def test_json_and_table(self, run, document, pictures_file, save_encoder, home, tmp_path):
         save_encoder()

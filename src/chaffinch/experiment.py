@@ -18,6 +18,7 @@ from .base.files import digest, read_json, write_json
 from .base.methods import find_method, method_options
 from .base.training_run import TrainingRun
 from .data import NoisyDataset, open_dataset
+from .data.fashion_web import Draw
 from .metrics.detection import decision, ranking
 from .spec import check_seed
 
@@ -62,6 +63,10 @@ class Plan:
             raise InputError("an experiment needs at least one trainer, one noise level and one seed")
         for seed in self.seeds:
             check_seed(seed)
+        for noise in self.noises:
+            Draw.parse(self.dataset(noise).partition(":")[2])
+        if min(self.epochs, self.start_epochs) < 1:
+            raise InputError(f"training needs at least one epoch, got {min(self.epochs, self.start_epochs)}")
 
     def dataset(self, noise: float) -> str:
         """The draw of a noise level."""
