@@ -33,6 +33,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/datalab.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/robust.py
 	$(BIN)/python benchmarks/app.py
 
 clean:

@@ -137,8 +137,8 @@ def plane_on_device(H: Array, seeds: Flags, C: float, device: str = "") -> tuple
         return loss
 
     solver.step(objective)
-    w, b = theta.detach().cpu().split([X.shape[1], 1])
-    return w.numpy(), float(b)
+    found = theta.detach().cpu().numpy()
+    return found[:-1], float(found[-1])
 
 
 def separate(X: NDArray[np.floating], seeds: Flags, *, folds: int = 0, C: float = np.inf, seed: int = 0) -> Array:
