@@ -37,7 +37,7 @@ NAME = "lesson"
 TEACHER = "pls-lsa"
 """The trainer whose epochs the lesson goes through: its two detectors take turns."""
 
-REFERENCE = {
+REFERENCE: dict[str, Any] = {
     "title": "32 x 32 CNWL (red mini-ImageNet), PreActResNet-18, best test accuracy",
     "noises": (0.2, 0.4, 0.6, 0.8),
     "rows": {

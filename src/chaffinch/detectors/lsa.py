@@ -136,7 +136,7 @@ def plane_on_device(H: Array, seeds: Flags, C: float, device: str = "") -> tuple
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    solver.step(objective)
+    solver.step(objective)  # type: ignore[no-untyped-call]
     found = theta.detach().cpu().numpy()
     return found[:-1], float(found[-1])
 

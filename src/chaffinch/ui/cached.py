@@ -178,17 +178,20 @@ def _story(path: Path, changed: int) -> lesson.Story:
     return lesson.Story.load(path)
 
 
-def turning(path: Path) -> lesson.Turning:
-    """The turned lines of one noise level, as `story`."""
+def turning(path: Path) -> Any:
+    """The figure with the line that turns, of one noise level, as `story`."""
     return _turning(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
-def _turning(path: Path, changed: int) -> lesson.Turning:
+def _turning(path: Path, changed: int) -> Any:
+    from ..figures.lesson import turning as figure
+
     told = _story(path, changed)
     truth = dataset(told.dataset).truth
     assert truth is not None  # the lesson's draws are made with it
-    return lesson.turn(told.plane, truth.kind)
+    seen = lesson.turn(told.plane, truth.kind)
+    return figure(told.plane, truth.kind, seen.degrees, seen.edges, seen.shares, seen.auroc)
 
 
 def warm(spec: Spec) -> None:
