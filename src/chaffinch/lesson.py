@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +110,7 @@ class Story:
                 rest = unpack(archive["rest"])
                 arrays = {name: archive[name].astype(np.float32) for name in _HALF}
                 bits = {name: np.unpackbits(archive[name], axis=-1, count=rest["n"]).astype(bool) for name in _BITS}
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
             raise InputError(
                 f"{path} is not a story of the lesson ({error}); run 'chaffinch experiment lesson'"
             ) from error
@@ -466,7 +467,7 @@ def surprise(found: Mapping[str, Any], noise: float, key: str = "accuracy_best")
     finds = [at(trainer).get("auroc_ood") for trainer in ("lsa", "small-loss")]
     if rule is not None and finds[0] is not None and finds[1] is not None:
         better = finds[0] > finds[1]
-        joined = "and" if better == (rule.points > 0) else "yet"
+        joined = "and" if better == (rule.clear and rule.points > 0) else "yet"
         text = (
             f"While it trains, its flags find foreign pictures {'better' if better else 'no better'} than those of "
             f"**small loss alone** (AUROC {finds[0]:.3f} against {finds[1]:.3f}), {joined} "
@@ -645,17 +646,17 @@ def turns_told(story: Story, kind: NDArray[np.int8]) -> list[str]:
             text = f"In the {len(rows)} epochs of **{TURNS[who]}**, {1 - clean:.0%} of the clean pictures are kept"
             text += "" if np.isnan(foreign) else f" and {foreign:.0%} of the foreign ones flagged"
             out.append(f"{text}.")
-    back = {who: [] for who in ("lsa", "small-loss")}  # type: dict[str, list[float]]
-    for e, (before, now) in enumerate(pairwise(seen.turns)):
-        lost = story.flags[e] & (kind == CLEAN)
-        if {before, now} == set(back) and lost.any():
-            back[now].append(1 - float(story.flags[e + 1][lost].mean()))
-    if back["small-loss"] and back["lsa"]:
-        out.append(
-            f"Of the clean pictures that the plane has thrown away, the next turn of small loss brings back "
-            f"**{fmean(back['small-loss']):.0%}**; of those that small loss has thrown away, the plane brings back "
-            f"**{fmean(back['lsa']):.0%}**."
-        )
+    for loser, other in (("lsa", "small-loss"), ("small-loss", "lsa")):
+        back = []
+        for e, pair in enumerate(pairwise(seen.turns)):
+            lost = story.flags[e] & (kind == CLEAN)
+            if pair == (loser, other) and lost.any():
+                back.append(1 - float(story.flags[e + 1][lost].mean()))
+        if back:
+            out.append(
+                f"Of the clean pictures that {TURNS[loser]} throws away, the next turn of {TURNS[other]} brings back "
+                f"**{fmean(back):.0%}**."
+            )
     return out
 
 
