@@ -53,6 +53,15 @@ class TestPlan:
         assert plan.dataset(0.6).startswith("fashion-web:noise=0.6")
         assert "n=500" in replace(plan, samples=500).dataset(0.2)
 
+    def test_warm_up_is_a_share_of_the_epochs(self):
+        plan = replace(TINY, epochs=30, warmup=1 / 6, parameters={"pls-lsa": {"threshold": 0.5}})
+        assert plan.told("pls-lsa") == {"warmup": 5, "threshold": 0.5}
+        assert plan.told("mixup") == {}
+        assert replace(plan, epochs=2).told("pls-lsa")["warmup"] == 1
+        assert replace(plan, parameters={"pls-lsa": {"warmup": 7}}).told("pls-lsa") == {"warmup": 7}
+        assert replace(plan, warmup=0.0).told("pls-lsa") == {"threshold": 0.5}
+        assert plan.budget("pls-lsa") != replace(plan, warmup=0.5).budget("pls-lsa")
+
     def test_unknown_names(self):
         with pytest.raises(InputError, match="no experiment called 'lessons'; there are lesson"):
             find_plan("lessons")

@@ -39,7 +39,8 @@ class Plan:
         epochs, batch, learning_rate, weight_decay: of each training.
         start_epochs, start_batch: of the contrastive encoder that all trainings on a draw start from.
         architecture: of all networks.
-        parameters: trainer -> what it is told that differs from its defaults.
+        warmup: share of the epochs after which trainers that warm up begin to divide the samples; 0 = as they would.
+        parameters: trainer -> what else it is told that differs from its defaults.
     """
 
     name: str
@@ -54,11 +55,12 @@ class Plan:
     start_epochs: int = 40
     start_batch: int = 512
     architecture: str = "half-preact-resnet-32-64-128"
+    warmup: float = 0.0
     parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for trainer in self.trainers:
-            method_options(find_method("trainer", trainer), self.parameters.get(trainer, {}))
+            self.told(trainer)
         if not (self.trainers and self.noises and self.seeds):
             raise InputError("an experiment needs at least one trainer, one noise level and one seed")
         for seed in self.seeds:
@@ -76,6 +78,17 @@ class Plan:
         """Every training: trainer, noise, seed."""
         return [(t, n, s) for s, n, t in product(self.seeds, self.noises, self.trainers)]
 
+    def told(self, trainer: str) -> dict[str, Any]:
+        """What a trainer is told that differs from its defaults.
+
+        Raises:
+            InputError: there is no such trainer, or it has no such parameter.
+        """
+        given, method = self.parameters.get(trainer, {}), find_method("trainer", trainer)
+        if self.warmup and "warmup" in method_options(method, given):
+            given = {"warmup": max(1, round(self.warmup * self.epochs))} | given
+        return given
+
     def budget(self, trainer: str) -> dict[str, Any]:
         """All that a training depends on besides its cell: plans that agree in it share rows."""
         values = {k: v for k, v in asdict(self).items() if k not in ("trainers", "noises", "seeds", "parameters")}
@@ -88,8 +101,27 @@ PLANS = {
         trainers=("mixup", "small-loss", "lsa", "alternate", "pls", "pls-lsa", "oracle"),
         noises=(0.2, 0.4, 0.6, 0.8),
         seeds=(0, 1, 2),
+        samples=3_000,
+        batch=64,
+        learning_rate=0.05,
+        start_epochs=100,
+        start_batch=256,
+        warmup=1 / 6,
+        parameters={
+            "small-loss": {"threshold": 0.5},
+            "lsa": {"threshold": 0.5, "layer": "final"},
+            "alternate": {"threshold": 0.5, "layer": "final"},
+            "pls": {"threshold": 0.5},
+            "pls-lsa": {"threshold": 0.5, "layer": "final"},
+        },
     )
 }
+"""Of the lesson: few pictures and small batches, so that a laptop gets through many epochs and steps. Where the paper has
+a hundred classes and a few swapped labels, here are seven and many, and they cost most. A rule that is 95 % sure flags
+them alone, and a plane between them and the rest finds nothing foreign (AUROC 0.2 to 0.6 in a trial at 60 % noise).
+At 50 % the seeds hold both kinds, and the plane finds the foreign ones (0.9), best in the last layer. An epoch here is
+47 steps, a quarter of one of the paper's smallest, so warming up takes five.
+"""
 
 
 def find_plan(name: str) -> Plan:
@@ -146,7 +178,7 @@ def run_cell(plan: Plan, cell: Cell, folder: Path, report: Report) -> dict[str, 
     dataset = open_dataset(plan.dataset(noise))
     start = load_encoder(make_start(plan, noise, folder, lambda what, done: report(what, START * done)))
     recipe = Recipe(
-        trainer=trainer, parameters=plan.parameters.get(trainer, {}), epochs=plan.epochs, batch=plan.batch,
+        trainer=trainer, parameters=plan.told(trainer), epochs=plan.epochs, batch=plan.batch,
         learning_rate=plan.learning_rate, weight_decay=plan.weight_decay, seed=seed,
     )  # fmt: skip
     where = run_folder(plan, cell, folder)

@@ -260,10 +260,11 @@ def test_pick_device_and_precision(monkeypatch):
     assert pick_precision("auto", "mps") == "float32"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert pick_precision("auto", "cuda:1") == "bfloat16"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert pick_precision("auto", "cpu") == "bfloat16"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert pick_precision("auto", "cpu") == "float32"
+    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    for there in (*asked, None):
+        for name in asked:
+            monkeypatch.setattr(torch.cpu, name, lambda yes=name == there: yes, raising=False)
+        assert pick_precision("auto", "cpu") == ("bfloat16" if there else "float32")
     assert device_name("cpu").startswith("CPU, ")
 
 
