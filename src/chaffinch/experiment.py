@@ -84,8 +84,9 @@ class Plan:
         Raises:
             InputError: there is no such trainer, or it has no such parameter.
         """
-        given, method = self.parameters.get(trainer, {}), find_method("trainer", trainer)
-        if self.warmup and "warmup" in method_options(method, given):
+        given = self.parameters.get(trainer, {})
+        options = method_options(find_method("trainer", trainer), given)
+        if self.warmup and "warmup" in options:
             given = {"warmup": max(1, round(self.warmup * self.epochs))} | given
         return given
 
