@@ -119,8 +119,8 @@ PLANS = {
 """Of the lesson: few pictures and small batches, so that a laptop gets through many epochs and steps. Detectors keep
 the paper's threshold. What differs: the plane cuts the last layer, where these small networks separate foreign pictures
 best; an epoch is 47 steps, a quarter of one of the paper's smallest, so warming up takes a sixth of the epochs; and
-PLS-LSA has PLS's balance penalty, as on WebVision in the paper. Without it, one class of seven was lost: all shirts were
-flagged and guessed to be something else (recall 0.00, accuracy 0.74 against 0.84 of mixup at 20 % noise).
+PLS-LSA has PLS's balance penalty, as on WebVision in the paper. Without it one class of seven was lost: all shirts
+were flagged and guessed to be something else (recall 0.00, accuracy 0.74 against 0.84 of mixup at 20 % noise).
 """
 
 
