@@ -11,6 +11,7 @@ page = st.navigation(
         st.Page("pages/compare.py", title="Compare", icon=":material/compare_arrows:"),
         st.Page("pages/losses.py", title="Losses", icon=":material/function:"),
         st.Page("pages/lesson.py", title="Lesson", icon=":material/school:"),
+        st.Page("pages/review.py", title="Review", icon=":material/fact_check:"),
         st.Page("pages/methods.py", title="Methods", icon=":material/menu_book:"),
     ]
 )

@@ -495,6 +495,70 @@ def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: A
         workspace.note(job, {"done": True, "encoder": path.stem} | live)
 
 
+def _export(args: argparse.Namespace) -> int:
+    from . import cleaned
+    from .reviews import Reviews
+    from .spec import Cut
+    from .study import Study
+    from .workspace import Workspace
+
+    workspace, meter, out = Workspace(args.workspace), Meter(args.quiet), Path(args.out)
+    told: dict[str, Any] = {}
+    if args.replay:
+
+        def opened(manifest: dict[str, Any]) -> Study:
+            name, run = args.dataset or manifest["dataset"]["name"], manifest["run"] or {"name": ""}
+            encoder, seed = manifest["encoder"]["name"], manifest["seed"]
+            return Study(name, encoder, workspace=workspace, seed=seed, run=run["name"])
+
+        export, told = cleaned.replay(Path(args.replay), opened, meter)
+    elif args.dataset:
+        kinds = tuple(kind for kind in args.drop.split(",") if kind)
+        policy = cleaned.Policy(drop=kinds, relabel=args.relabel, above=args.above, unsure=args.unsure)
+        study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed, run=args.run_name)
+        study.embed(meter, device=args.device)
+        decisions = cleaned.decided(Reviews(workspace.decisions).states(study.dataset.digest))
+        export = cleaned.make(
+            study, [Cut.parse(text) for text in args.detector or ["lsa", "small-loss"]], decisions, policy,
+            layout=args.map or "", pictures=args.pictures, format=args.format, report=meter,
+        )  # fmt: skip
+    else:
+        raise InputError("name a DATASET, or a manifest to --replay")
+    cleaned.write(export, out, meter)
+    written = json.loads((out / cleaned.MANIFEST).read_text(encoding="utf-8"))
+    if told.get("table") and told["table"]["sha256"] != written["table"]["sha256"]:
+        print("warning: the rows differ from those of the manifest in their last digits: other libraries or another "
+              "machine rounded otherwise", file=sys.stderr)  # fmt: skip
+    if args.json:
+        print(json.dumps({"out": str(out), **written}, indent=2))
+        return 0
+    counts = ", ".join(f"{count} {what}" for what, count in written["counts"].items())
+    print(f"{written['dataset']['name']}: {counts} ({len(written['decisions'])} decisions)")
+    print(f"written: {out}")
+    return 0
+
+
+def _workspace(args: argparse.Namespace) -> int:
+    from .workspace import CLEARED, PARTS, Workspace, readable
+
+    workspace = Workspace(args.workspace)
+    sizes = workspace.sizes()
+    if args.clear and not args.yes:
+        what = ", ".join(f"{part} ({readable(sizes[part])})" for part in CLEARED[args.clear])
+        raise InputError(f"this would remove {what} from {workspace.root}; add --yes to do it")
+    freed = workspace.clear(args.clear) if args.clear else 0
+    sizes = workspace.sizes()
+    if args.json:
+        print(json.dumps({"workspace": str(workspace.root), "bytes": sizes, "freed": freed}, indent=2))
+        return 0
+    print(f"{workspace.root}: {readable(sum(sizes.values()))}")
+    for part in PARTS:
+        print(f"  {part:10s} {readable(sizes[part]):>10s}")
+    if args.clear:
+        print(f"freed: {readable(freed)}")
+    return 0
+
+
 def _failed(args: argparse.Namespace, error: InputError) -> None:
     """Where the app has started this, leave word why it cannot go on, beside what a training has shown so far."""
     from .workspace import LIVE, Workspace
@@ -670,6 +734,55 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--ship", metavar="DIR", help="also write figures, map and verdict of each into this folder")
     compare.add_argument("--job", help=argparse.SUPPRESS)
     compare.set_defaults(run=_compare_encoders)
+
+    export = commands.add_parser(
+        "export", parents=shared, help="write the cleaned dataset: table, pictures, and a manifest that replays it"
+    )
+    export.add_argument("dataset", nargs="?", help=DATASET_HELP)
+    export.add_argument("--out", required=True, metavar="FOLDER", help="new or empty")
+    export.add_argument("--encoder", default="simclr", help="slug of an encoder, or 'features' (default simclr)")
+    export.add_argument("--format", choices=("csv", "parquet"), default="csv", help="of the table (default csv)")
+    export.add_argument(
+        "--pictures", choices=("none", "links", "copies"), default="none",
+        help="also a folder of pictures, class by class, under the final labels and without the dropped ones",
+    )  # fmt: skip
+    export.add_argument(
+        "--drop", default="", metavar="KINDS",
+        help="kinds that the verdict may drop where nobody has decided: mislabelled, ood, or both with a comma "
+        "(default: none, only decisions count)",
+    )  # fmt: skip
+    export.add_argument(
+        "--relabel", action="store_true", help="the verdict may give wrongly labelled samples their suggested label"
+    )
+    export.add_argument(
+        "--above", type=float, default=0.9, metavar="P", help="how probable that must be (default 0.9)"
+    )
+    export.add_argument(
+        "--unsure", choices=("keep", "drop"), default="keep", help="samples somebody was unsure about (default keep)"
+    )
+    export.add_argument(
+        "--detector", action="append", metavar="SLUG[@CUT]", help="whose columns (repeat; default lsa and small-loss)"
+    )
+    export.add_argument(
+        "--run", dest="run_name", default="", metavar="NAME", help="training (see 'train') whose record detectors read"
+    )
+    export.add_argument("--map", choices=("umap", "pca", "none"), help="of x and y (default: what is at hand)")
+    export.add_argument(
+        "--replay", metavar="MANIFEST",
+        help="make again what this manifest.json describes; only DATASET (where the data are now) and --out count then",
+    )  # fmt: skip
+    export.add_argument("--json", action="store_true", help="the manifest on standard output")
+    export.set_defaults(run=_export)
+
+    room = commands.add_parser("workspace", parents=[common], help="show how large the workspace is, or clear it")
+    room.add_argument(
+        "--clear", choices=("results", "encoders", "all", "decisions"),
+        help="remove computed results, trained encoders, or all but decisions; with the app stopped. Decisions go only "
+        "if they are named",
+    )  # fmt: skip
+    room.add_argument("--yes", action="store_true", help="yes, remove it")
+    room.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    room.set_defaults(run=_workspace)
 
     pool = commands.add_parser("build-pool", help="rebuild the bundled pictures from the original Fashion-MNIST files")
     pool.add_argument("original", help="folder with the four .gz files")

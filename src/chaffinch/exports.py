@@ -14,7 +14,9 @@ from .base.files import replacing
 FORMATS = (".parquet", ".csv")
 _RUNNABLE = re.compile(r"'*[=+\-@\t\r]")
 _ESCAPED = re.compile(r"'+[=+\-@\t\r]")
-_TEXT = re.compile(r"(id|kind|(.+_)?label|.+_suggestion)$")
+_TEXT = re.compile(
+    r"(id|kind|(.+_)?label|(.+_)?suggestion|filepath|ground_truth|tags|action|action_by|decision|who|when|reason)$"
+)
 """Columns that are text in a CSV even if every cell looks like a number or is empty."""
 
 

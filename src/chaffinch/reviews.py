@@ -20,9 +20,6 @@ from numpy.typing import NDArray
 
 from .base.errors import InputError
 
-FILE = "reviews.sqlite"
-"""Name of the file in a workspace."""
-
 CHOICES = ("keep", "relabel", "drop", "unsure")
 """What can be decided, in the order of their codes 0 to 3; -1 = nothing yet."""
 

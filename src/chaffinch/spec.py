@@ -117,6 +117,7 @@ class Spec:
         noise: the level that the Lesson page tells of; 0 = the first choice.
         accuracy: which accuracy counts there: ``best`` (of all epochs) or ``last``.
         epoch: the epoch that it shows, from 1; 0 = the first choice.
+        queue: what the Review page goes through, one of `chaffinch.reviews.SHOWS`.
         seed: of everything that draws.
     """
 
@@ -145,6 +146,7 @@ class Spec:
     noise: float = 0.0
     accuracy: str = "best"
     epoch: int = 0
+    queue: str = "noisy"
     seed: int = 0
 
     def __post_init__(self) -> None:

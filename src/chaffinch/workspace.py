@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,23 @@ Arrays = dict[str, NDArray[Any]]
 
 LIVE = ("history", "parts", "speed")
 """What the note of a training says of its course; it stays there when the training is stopped or goes on."""
+
+PARTS = {
+    "results": ("results", "thumbnails"),
+    "encoders": ("encoders",),
+    "trainings": ("runs", "experiments"),
+    "notes": ("notes",),
+    "decisions": ("reviews.sqlite", "reviews.sqlite-wal", "reviews.sqlite-shm"),
+}
+"""What a workspace holds: results can be computed again, encoders and trainings in a long time, decisions never."""
+
+CLEARED = {
+    "results": ("results",),
+    "encoders": ("encoders",),
+    "all": ("results", "encoders", "trainings", "notes"),
+    "decisions": ("decisions",),
+}
+"""What can be cleared, and the parts that go. Decisions go only when they are named."""
 
 
 class Workspace:
@@ -51,6 +70,39 @@ class Workspace:
         except OSError as error:
             raise self._unwritable(path, error) from error
         return path
+
+    @property
+    def decisions(self) -> Path:
+        """The file of what people decided (see `chaffinch.reviews`)."""
+        return self.root / PARTS["decisions"][0]
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes on disk, by part (see `PARTS`)."""
+        return {part: sum(_size(self.root / name) for name in names) for part, names in PARTS.items()}
+
+    def clear(self, what: str) -> int:
+        """Remove what `CLEARED` names; returns the bytes that this freed.
+
+        Raises:
+            InputError: nothing is called so, something is at work there, or it cannot be removed.
+        """
+        if what not in CLEARED:
+            raise InputError(f"{what!r} cannot be cleared; choose {', '.join(CLEARED)}")
+        for path in sorted((self.root / "notes").glob("*.json")) if what in ("encoders", "all") else ():
+            state = self.noted(path.stem)
+            if isinstance(state, dict) and "pid" in state and alive(int(state["pid"])):
+                raise InputError(f"{path.stem} is at work in {self.root}; stop it first, or let it end")
+        freed = 0
+        for path in (self.root / name for part in CLEARED[what] for name in PARTS[part]):
+            freed += _size(path)
+            try:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"{path} cannot be removed: {error.strerror or error}") from error
+        return freed
 
     @staticmethod
     def _unwritable(path: Path, error: OSError) -> InputError:
@@ -112,6 +164,35 @@ class Workspace:
             return read_json(self.root / "notes" / f"{name}.json")
         except InputError:
             return None
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file or of all files under a folder; those that vanish meanwhile count nothing."""
+    total = 0
+    for file in (path, *path.rglob("*")):
+        with contextlib.suppress(OSError):
+            total += file.lstat().st_size if file.is_symlink() or file.is_file() else 0
+    return total
+
+
+def readable(size: float) -> str:
+    """Bytes for people, such as 3.1 MB."""
+    if size < 1000:
+        return f"{size:.0f} B"
+    for unit in ("kB", "MB"):
+        size /= 1000
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} GB"
+
+
+def alive(pid: int) -> bool:
+    """Is there a process of this number?"""
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def pack(info: dict[str, Any]) -> NDArray[np.str_]:

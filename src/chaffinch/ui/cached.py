@@ -89,6 +89,15 @@ def thumbnails(of: NoisyDataset, workspace: Workspace) -> Sheets | None:
 _sheets: dict[Path, Sheets] = {}
 
 
+def forget() -> None:
+    """Let go of everything that speaks of results on disk, after those were cleared."""
+    with _OPENING:
+        _sheets.clear()
+        _rows.clear()
+        _study.cache_clear()
+        _pulls.cache_clear()
+
+
 def encoder_names() -> dict[str, str]:
     """The encoders at hand and one line on each, from their model cards."""
     return {name: _line(card) for name, (_, card) in encoder_cards(Workspace()).items()}

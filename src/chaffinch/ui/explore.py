@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from html import escape
@@ -302,7 +302,7 @@ def inspector(study: Study, seen: views.Inspection) -> tuple[bool, int | None]:
         left, right = st.columns([2, 3])
         if study.observed.images is not None:
             left.image(picture_png(study.observed.images[seen.position], 224), width="stretch")
-        right.html(_facts(seen) + _chances(seen) + _bars(seen))
+        right.html(told(seen))
         _course(study, seen.position)
         clicked = None
         if seen.neighbours:
@@ -329,6 +329,11 @@ def _course(study: Study, position: int) -> None:
 def neighbour_tiles(near: Sequence[tuple[int, str, float]], given: str) -> list[Tile]:
     """Neighbours (position, label, similarity) as thumbnails; those under another label than the given are marked."""
     return [Tile(j, label, f"cos {sim:.2f}", "" if label == given else "differs") for j, label, sim in near]
+
+
+def told(seen: views.Inspection, cuts: Mapping[str, str] | None = None) -> str:
+    """Everything about one sample as HTML: its labels, the verdict, each detector (and, by slug, where it cuts)."""
+    return _facts(seen) + _chances(seen) + _bars(seen, cuts or {})
 
 
 def _facts(seen: views.Inspection) -> str:
@@ -361,7 +366,7 @@ def _chances(seen: views.Inspection) -> str:
     )
 
 
-def _bars(seen: views.Inspection) -> str:
+def _bars(seen: views.Inspection, cuts: Mapping[str, str]) -> str:
     """Each detector's rank as a bar: how many of all samples are less suspicious."""
     rows = []
     for r in seen.readings:
@@ -373,7 +378,8 @@ def _bars(seen: views.Inspection) -> str:
             f'<div class="cf-track"><i style="width:{r.rank:.1%};background:{colour}"></i></div>'
             f"<div><span>more suspicious than {r.rank:.1%} of all</span><span>score {r.score:.3g}"
             + ("" if r.chance is None else f" = chance {r.chance:.0%}")
-            + "</span></div></div>"
+            + "</span></div>"
+            + (f"<div><span>cut: {escape(cuts[r.slug])}</span></div></div>" if r.slug in cuts else "</div>")
         )
     return (
         "<style>.cf-bar{font-size:.82rem;margin-bottom:.7rem}.cf-bar>div{display:flex;flex-wrap:wrap;"

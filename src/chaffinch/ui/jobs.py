@@ -23,7 +23,7 @@ import streamlit as st
 from ..base.files import digest
 from ..spec import Spec
 from ..study import Study
-from ..workspace import LIVE, Workspace
+from ..workspace import LIVE, Workspace, alive
 from .shell import plain
 
 _starting = threading.Lock()
@@ -51,7 +51,7 @@ class Job:
     def state(self) -> dict[str, Any]:
         """Its note; empty if there is none, or if it speaks of a process that is not there any more."""
         state: dict[str, Any] = self.workspace.noted(self.name) or {}
-        return state if "pid" not in state or _alive(int(state["pid"])) else {k: state[k] for k in LIVE if k in state}
+        return state if "pid" not in state or alive(int(state["pid"])) else {k: state[k] for k in LIVE if k in state}
 
     @property
     def at_work(self) -> bool:
@@ -173,18 +173,10 @@ def _follow(job: Job, process: subprocess.Popen[bytes]) -> None:
         job.workspace.note(job.name, error | {k: state[k] for k in LIVE if k in state})
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
-
-
 def _stop(pid: int) -> None:
     """Ask the process to end, and wait for it for up to ten seconds."""
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + 10
-    while _alive(pid) and time.monotonic() < until:
+    while alive(pid) and time.monotonic() < until:
         time.sleep(0.1)

@@ -1,0 +1,596 @@
+"""The pieces of the Review page: the queue, one sample or many to decide about, and what the decisions teach."""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from html import escape
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from numpy.typing import NDArray
+
+from .. import cleaned, exports, registry, reviews, views
+from ..base.errors import InputError
+from ..card import KINDS
+from ..figures.palette import KIND_COLOURS
+from ..reviews import Choice, Conflict, Decision, Reviews, State
+from ..spec import Cut, Spec
+from ..study import Detection, Study
+from ..thumbnails import picture_png
+from ..verdict import Verdict
+from ..workspace import Workspace, readable
+from . import cached, explore
+from .gallery import Tile, gallery
+from .pickers import CUTS
+from .shell import begin, plain
+
+MANY = 24
+"""Samples of one page that are decided together."""
+
+BY_DIGIT = 9
+"""Up to so many classes each has a button and a digit; more are in a menu."""
+
+SHOWS = {
+    "noisy": "All, likeliest noise first",
+    "mislabelled": "Verdict: wrong label",
+    "ood": "Verdict: foreign picture",
+    "unsure": "Back to the unsure ones",
+}
+WORDS = {"mislabelled": "wrong label", "ood": "foreign"}
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What the page needs of one study in one run; a decision changes the states and nothing else.
+
+    Attributes:
+        study, who: what is reviewed, and by whom.
+        states: every sample that somebody has touched, by id.
+        codes: (N,) decisions in force, see `chaffinch.reviews.coded`.
+        proba: (N, 3) of the verdict; without one, the detectors' mean rank stands for P(mislabelled).
+        verdict: the verdict, or None.
+        suggestions: (N,) the label to give instead, -1 where nobody has an idea.
+        skipped: positions that were put off in this session.
+    """
+
+    study: Study
+    who: str
+    states: dict[str, State]
+    codes: reviews.Codes
+    proba: NDArray[np.float64]
+    verdict: Verdict | None
+    suggestions: NDArray[np.int64]
+    skipped: tuple[int, ...]
+
+    def choice(self, position: int, what: str, label: str = "") -> Choice:
+        """A choice about a sample as it is seen now."""
+        sample = self.study.name_of(position)
+        state = self.states.get(sample)
+        return Choice(sample, what, label, state.revision if state else 0)
+
+    def suggested(self, position: int) -> str:
+        """Name of the suggested label, or nothing."""
+        label = int(self.suggestions[position])
+        return self.study.observed.classes[label] if label >= 0 else ""
+
+    @cached_property
+    def corrected(self) -> reviews.Recalibrated | None:
+        """P(noisy) as the decisions have corrected it; None without a verdict."""
+        return None if self.verdict is None else reviews.recalibrate(self.verdict.noise, self.codes)
+
+
+@lru_cache(maxsize=4)
+def _positions(study: Study) -> dict[str, int]:
+    return {str(name): i for i, name in enumerate(study.observed.ids)}
+
+
+def desk(study: Study, detections: Sequence[Detection], verdict: Verdict | None, who: str) -> Desk:
+    """Everything as it is now, other people's decisions included.
+
+    Raises:
+        InputError: the file of the decisions cannot be read.
+    """
+    states = store(study).states(study.dataset.digest)
+    given = study.observed.labels
+    opinions = [] if verdict is None else [verdict.labels]
+    opinions += [found.suggestions for found in detections if found.suggestions is not None]
+    if verdict is None:
+        rank = views.suspicion(detections, len(study))
+        proba = np.stack([1 - rank, rank, np.zeros(len(study))], axis=1)
+    else:
+        proba = verdict.proba
+    skipped = st.session_state.setdefault("_skipped", {}).setdefault(study.dataset.digest, [])
+    codes = reviews.coded(states, _positions(study))
+    return Desk(study, who, states, codes, proba, verdict, reviews.suggest(given, opinions), tuple(skipped))
+
+
+def store(study: Study) -> Reviews:
+    """Where the decisions about a study are."""
+    return Reviews(study.workspace.decisions)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # such as a container without user names
+        return "somebody"
+
+
+def head(spec: Spec, study: Study, judged: bool) -> tuple[Spec, bool, str]:
+    """Which queue, one by one or many together, and who decides."""
+    a, b, c = st.columns([3, 3, 2], vertical_alignment="bottom")
+    shows = [show for show in SHOWS if show not in KINDS or judged]
+    show = a.selectbox(
+        "Queue",
+        shows,
+        key=begin("queue", spec.queue if spec.queue in shows else shows[0], shows),
+        format_func=SHOWS.__getitem__,
+    )
+    ways = ("one", "many")
+    way = b.segmented_control(
+        "Decide",
+        ways,
+        key=begin("way", "one", ways),
+        format_func={"one": "One by one", "many": f"{MANY} together"}.__getitem__,
+        required=True,
+    )
+    who = c.text_input(
+        "Who decides",
+        key=begin("who", st.session_state.get("_who", _user())),
+        max_chars=60,
+        help="Kept with every decision. Undo takes back decisions under this name only.",
+    )
+    st.session_state["_who"] = who
+    return replace(spec, queue=show), way == "many", who
+
+
+def tell() -> None:
+    """What went wrong with the last click, and what to do: above all, somebody else's decision."""
+    if message := st.session_state.pop("_told", ""):
+        st.info(plain(message), icon=":material/info:")
+    if trouble := st.session_state.pop("_trouble", ""):
+        st.error(plain(trouble), icon=":material/error:")
+
+
+def conflict(at: Desk) -> None:
+    """Somebody has decided meanwhile: show what, and let the person leave it or knowingly replace it."""
+    if "_conflict" not in st.session_state:
+        return
+    choices, found = st.session_state["_conflict"]
+    lines = []
+    for state in found:
+        mine = next(c for c in choices if c.sample == state.sample)
+        said = "withdrew their decision" if state.decision is None else f"decided **{plain(str(state.decision))}**"
+        who = "Somebody" if state.decision is None else f"**{plain(state.decision.who)}**"
+        at_ = "" if state.decision is None else f" ({_when(state.decision)})"
+        yours = f"{mine.choice} → {mine.label}" if mine.label else mine.choice
+        lines.append(f"{plain(state.sample)}: {who} {said}{at_} since you opened it. Yours: **{plain(yours)}**.")
+    with st.container(border=True, key="conflict"):
+        st.warning("Nothing of yours was kept yet.  \n" + "  \n".join(lines), icon=":material/group:")
+        with st.container(horizontal=True):
+            st.button("Leave it", key="leave", on_click=_leave, type="primary")
+            based = {state.sample: state.revision for state in found}
+            again = [replace(c, based_on=based.get(c.sample, c.based_on)) for c in choices]
+            st.button("Put mine in its place", key="override", on_click=_decide, args=(at, again))
+
+
+def _leave() -> None:
+    st.session_state.pop("_conflict", None)
+    _open("")
+
+
+def _open(sample: str) -> None:
+    st.session_state["_spec"] = replace(st.session_state["_spec"], sample=sample)
+
+
+def _decide(at: Desk, choices: list[Choice]) -> None:
+    """Keep decisions; each callback carries the samples that its button was drawn for, so a late key hits nothing."""
+    st.session_state.pop("_conflict", None)
+    try:
+        store(at.study).decide(at.study.dataset.digest, choices, at.who)
+    except Conflict as refused:
+        mine = {c.sample: (at.who, c.choice, c.label) for c in choices}
+        found = [s for s in refused.found if _as_said(s) != mine[s.sample]]
+        if found:  # else a key was pressed twice
+            st.session_state["_conflict"] = (choices, found)
+        return
+    except InputError as error:
+        st.session_state["_trouble"] = str(error)
+        return
+    if any(c.choice == "unsure" for c in choices):
+        _later(at, [_positions(at.study)[c.sample] for c in choices])
+    _open("")
+
+
+def _as_said(state: State) -> tuple[str, str, str] | None:
+    d = state.decision
+    return None if d is None else (d.who, d.choice, d.label)
+
+
+def _later(at: Desk, positions: Sequence[int]) -> None:
+    kept = st.session_state["_skipped"][at.study.dataset.digest]
+    for position in positions:
+        if position in kept:
+            kept.remove(position)
+        kept.append(position)
+
+
+def _skip(at: Desk, positions: Sequence[int]) -> None:
+    st.session_state.pop("_conflict", None)
+    _later(at, positions)
+    _open("")
+
+
+def _undo(at: Desk, batch: int | None = None) -> None:
+    """Take back the person's own last decision and show its sample again."""
+    st.session_state.pop("_conflict", None)
+    try:
+        undone = store(at.study).undo(at.study.dataset.digest, at.who, batch)
+    except InputError as error:
+        st.session_state["_trouble"] = str(error)
+        return
+    if not undone:
+        st.session_state["_told"] = f"There is nothing of {at.who}'s to undo."
+        return
+    _open(undone[0].sample if len(undone) == 1 else "")
+
+
+def progress(at: Desk) -> None:
+    """How much of what the verdict takes for noise is decided, in all and by kind."""
+    decided = int((at.codes >= 0).sum())
+    if at.verdict is None:
+        st.progress(decided / len(at.study), text=f"{decided:,} of {len(at.study):,} samples decided")
+        return
+    kinds = reviews.progress(at.verdict.kinds, at.codes)
+    done, total = (sum(pair[i] for pair in kinds.values()) for i in (0, 1))
+    parts = ", ".join(f"{WORDS[kind]} {n:,} of {of:,}" for kind, (n, of) in kinds.items())
+    besides = f"; {decided - done:,} others decided" if decided > done else ""
+    words = f"{done:,} of {total:,} suspicious samples decided ({parts}){besides}"
+    st.progress(done / total if total else 1.0, text=words)
+
+
+def one(
+    spec: Spec, at: Desk, detections: Sequence[Detection], votes: views.Votes, order: NDArray[np.int64]
+) -> int | None:
+    """One sample, large, with the buttons that decide about it. Returns a clicked neighbour."""
+    study, opened = at.study, at.study.position(spec.sample)
+    waiting = [i for i in order[:1].tolist() if at.codes[i] < 0 or spec.queue == "unsure"]
+    if opened is None and not waiting:
+        st.success("Nothing is left in this queue. Choose another, or look at what the decisions say below.")
+        _buttons(at, [])
+        return None
+    position = waiting[0] if opened is None else opened
+    seen = replace(views.inspect(study, position, detections, votes, at.verdict), true=None, kind=None)
+    near = np.array([j for j, _, _ in seen.neighbours], np.int64)
+    others = reviews.alike(position, near, at.proba, at.suggestions, at.codes) if len(near) else []
+    others = others if at.codes[position] < 0 else []
+    together = bool(others) and st.session_state.get("_together") == study.name_of(position)
+    chosen = [position, *(others if together else [])]
+    left, right = st.columns([2, 3], gap="medium")
+    with left:
+        _picture(study, position)
+    with right:
+        _title(at, seen)
+        _buttons(at, chosen, len(others), together)
+        _classes(at, chosen)
+    clicked = None
+    left, right = st.columns([2, 3], gap="medium")
+    with left:
+        if seen.neighbours:
+            st.caption("Nearest neighbours, most similar first" + ("; decided together: !" if together else ""))
+            tiles = explore.neighbour_tiles(seen.neighbours, seen.given)
+            tiles = [replace(t, tone="flag") if together and t.index in others else t for t in tiles]
+            clicked = gallery(tiles, cached.sheets(study), key="near", tile=56)
+    with right:
+        st.html(explore.told(seen, _cut_words(detections, votes, spec.detectors)))
+    return clicked
+
+
+def _toggle(sample: str) -> None:
+    st.session_state["_together"] = "" if st.session_state.get("_together") == sample else sample
+
+
+def _picture(study: Study, position: int) -> None:
+    if study.observed.images is None:
+        st.html(f'<div class="cf-blank">no picture<b>{escape(study.name_of(position))}</b></div>' + _STYLE)
+        return
+    picture = base64.b64encode(picture_png(study.observed.images[position], 336)).decode()
+    alt = escape(study.name_of(position))
+    st.html(f'<img class="cf-large" alt="picture {alt}" src="data:image/png;base64,{picture}">' + _STYLE)
+
+
+_STYLE = """<style>
+.cf-large{display:block;width:min(100%,26rem);max-height:44vh;object-fit:contain;object-position:left top;
+border-radius:6px}.cf-blank{display:grid;place-items:center;gap:.3rem;padding:2.4rem 1rem;border-radius:6px;
+background:color-mix(in srgb,currentColor 8%,transparent);overflow-wrap:anywhere}.cf-blank b{font-size:1.3rem}
+@media(max-width:640px){.cf-large{max-height:32vh}.cf-blank{padding:1rem}}
+.cf-title{display:flex;flex-wrap:wrap;gap:.2rem .8rem;align-items:baseline;font-size:1.45rem;line-height:1.3}
+.cf-title span{font-size:.9rem;opacity:.75}.cf-title i{font-style:normal;font-size:.9rem;padding:.1rem .55rem;
+border-radius:1rem;border:1px solid}.cf-said{font-size:.9rem;margin-top:.3rem}
+</style>"""
+
+
+def _title(at: Desk, seen: views.Inspection) -> None:
+    """Given and suggested label, the likeliest kind, and what was decided before."""
+    parts = [f"<b>{escape(seen.given)}</b>"]
+    if suggestion := at.suggested(seen.position):
+        parts.append(f"<span>rather</span><b>{escape(suggestion)}</b>")
+    if at.verdict is not None:
+        kind = KINDS[at.verdict.kinds[seen.position]]
+        colour, chance = KIND_COLOURS[kind], at.verdict.proba[seen.position].max()
+        words = WORDS.get(kind, kind)
+        parts.append(f'<i style="border-color:{colour}">{words} {chance:.0%}</i>')
+    state = at.states.get(seen.id)
+    said = ""
+    if state is not None and state.decision is not None:
+        d = state.decision
+        said = f'<div class="cf-said">Decided: <b>{escape(str(d))}</b> by {escape(d.who)}, {_when(d)}</div>'
+    st.html(f'<div class="cf-title"><span>given</span>{"".join(parts)}</div>{said}{_STYLE}')
+
+
+def _when(d: Decision) -> str:
+    return f"{d.at[:10]} {d.at[11:16]} UTC"
+
+
+def _buttons(at: Desk, chosen: Sequence[int], others: int = 0, together: bool = False) -> None:
+    """Keep, relabel, drop, unsure, skip, undo; each has a key. Their identity is the sample's: see `_decide`.
+
+    Args:
+        at: the desk.
+        chosen: what they decide about.
+        others: how many are like the first one.
+        together: are those among the chosen?
+    """
+    first = chosen[0] if chosen else None
+    count = f" {len(chosen)}" if len(chosen) > 1 else ""
+    suggested = {i: at.suggested(i) for i in chosen}
+    labels = {label for label in suggested.values() if label}
+    to = f"to {next(iter(labels))}" if len(labels) == 1 else "as suggested"
+    likely = "" if first is None or at.verdict is None else KINDS[at.verdict.kinds[first]]
+    mark = f"{first}-{len(chosen)}-{at.choice(first, 'keep').based_on}" if first is not None else "none"
+    rows = [
+        (f"Keep{count}", "keep", "k", ":material/check:", "clean"),
+        (f"Relabel{count} {to}", "relabel", "l", ":material/sell:", "mislabelled"),
+        (f"Drop{count}", "drop", "d", ":material/delete:", "ood"),
+        (f"Unsure{count}", "unsure", "u", ":material/question_mark:", ""),
+    ]
+    with st.container(horizontal=True, key="decide", gap="small"):
+        for words, what, key, icon, kind in rows:
+            usable = [i for i in chosen if what != "relabel" or suggested[i]]
+            choices = [at.choice(i, what, suggested[i] if what == "relabel" else "") for i in usable]
+            st.button(
+                words, key=f"{what}-{mark}", shortcut=key, icon=icon, on_click=_decide, args=(at, choices),
+                disabled=not choices, type="primary" if kind and kind == likely else "secondary",
+            )  # fmt: skip
+        st.button(
+            "Skip", key=f"skip-{mark}", shortcut="s", icon=":material/skip_next:", on_click=_skip, args=(at, chosen),
+            disabled=not chosen, type="tertiary", help="Later, in this session.",
+        )  # fmt: skip
+        st.button(
+            "Undo", key="undo", shortcut="z", icon=":material/undo:", on_click=_undo, args=(at,), type="tertiary",
+            help="Takes back your own last decision.",
+        )  # fmt: skip
+        if others and first is not None:
+            st.button(
+                f"Without the {others} like it" if together else f"With the {others} like it",
+                key=f"alike-{first}", shortcut="a", icon=":material/filter_none:", on_click=_toggle,
+                args=(at.study.name_of(first),), type="primary" if together else "tertiary",
+                help="Neighbours with the same suggestion, about which the verdict is as sure; marked below with !",
+            )  # fmt: skip
+
+
+def _classes(at: Desk, chosen: Sequence[int]) -> None:
+    """Another label: a button and a digit each, or a menu where there are many classes."""
+    names, first = at.study.observed.classes, chosen[0]
+    st.caption("Another label (drop what belongs to no class)")
+    if len(names) <= BY_DIGIT:
+        with st.container(horizontal=True, key="classes", gap="small"):
+            for digit, name in enumerate(names, 1):
+                choices = [at.choice(i, "relabel", name) for i in chosen]
+                st.button(
+                    name, key=f"class-{first}-{len(chosen)}-{digit}", shortcut=str(digit), on_click=_decide,
+                    args=(at, choices), disabled=name == names[at.study.observed.labels[first]],
+                )  # fmt: skip
+        return
+    with st.container(horizontal=True, key="classes", vertical_alignment="bottom"):
+        others = [name for name in names if name != names[at.study.observed.labels[first]]]
+        name = st.selectbox("Another label", others, key=f"other-{first}", label_visibility="collapsed")
+        choices = [at.choice(i, "relabel", name) for i in chosen]
+        st.button(
+            "Relabel to this", key=f"give-{first}-{len(chosen)}", shortcut="o", on_click=_decide, args=(at, choices)
+        )
+
+
+def _cut_words(detections: Sequence[Detection], votes: views.Votes, cuts: Sequence[Cut]) -> dict[str, str]:
+    """Where each detector cuts, in words: its rule, and the lowest score that it flags."""
+    words, by_slug = {}, {c.detector: c for c in cuts}
+    for found in detections:
+        cut, flags = by_slug[found.slug], votes.flags[found.slug]
+        rule = "budget" if cut.budget is not None else "score" if cut.score is not None else cut.rule
+        from_ = f", from score {found.scores[flags].min():.3g}" if flags.any() and rule != "contradiction" else ""
+        words[found.slug] = CUTS[rule] + from_
+    return words
+
+
+def many(at: Desk, order: NDArray[np.int64], queue: str) -> None:
+    """The head of the queue as thumbnails; a click leaves one out, the buttons decide about the rest together."""
+    study = at.study
+    page = [i for i in order[:MANY].tolist() if at.codes[i] < 0 or queue == "unsure"]
+    if not page:
+        st.success("Nothing is left in this queue. Choose another, or look at what the decisions say below.")
+    left_out: set[int] = st.session_state.setdefault("_left_out", set())
+    chosen = [i for i in page if i not in left_out]
+    _buttons(at, chosen)
+    if not page:
+        return
+    st.caption("Click a picture to leave it out, or to take it in again. Relabel gives each its own suggestion.")
+    names, kinds = study.observed.classes, at.proba.argmax(axis=1)
+    tiles = []
+    for i in page:
+        advice = f"→ {at.suggested(i)}" if at.suggested(i) and kinds[i] != 2 else ""
+        named = "" if study.observed.images is not None else study.name_of(i)
+        told = "left out" if i in left_out else advice or named
+        tiles.append(Tile(i, names[study.observed.labels[i]], told, "" if i in left_out else KINDS[kinds[i]]))
+    clicked = gallery(tiles, cached.sheets(study), key="many", tile=84)
+    if clicked is not None:
+        left_out.symmetric_difference_update({clicked})
+        st.rerun()
+
+
+def recent(at: Desk) -> None:
+    """The last decisions in force, one's own with a button that takes them back."""
+    batches: dict[int, list[Decision]] = {}
+    for state in at.states.values():
+        if state.decision is not None:
+            batches.setdefault(state.decision.batch, []).append(state.decision)
+    if not batches:
+        st.caption("No decisions yet. Keys: K keep, L relabel as suggested, D drop, U unsure, S skip, Z undo.")
+        return
+    st.markdown("##### Recent decisions")
+    for batch in sorted(batches, reverse=True)[:6]:
+        d, more = batches[batch][0], len(batches[batch]) - 1
+        named = plain(d.sample) + (f" and {more} more" if more else "")
+        with st.container(horizontal=True, vertical_alignment="center", key=f"recent-{batch}", gap="small"):
+            st.markdown(f"**{plain(str(d))}** {named}  \n:small[{plain(d.who)}, {_when(d)}]", width="stretch")
+            if d.who == at.who.strip():
+                st.button("Undo", key=f"undo-{batch}", type="tertiary", on_click=_undo, args=(at, batch))
+
+
+def lessons(at: Desk, votes: views.Votes) -> None:
+    """What the decisions teach: is it time to stop, and how far each detector can be believed."""
+    st.markdown("##### Is it time to stop?")
+    if at.corrected is None:
+        st.caption("Without a verdict nobody can say how much noise is left.")
+        return
+    advice = reviews.advise(at.codes, at.corrected)
+    left = f"about **{advice.left:,.0f}** ({advice.low:,.0f} to {advice.high:,.0f})"
+    ahead = f"of the next {advice.ahead}, {advice.soon:.0f}"
+    more = f" {advice.more:,} more decisions would leave at most {reviews.ENOUGH:.0%} of all noise."
+    text = f"Of {advice.rest:,} undecided samples {left} are expected to be noisy; {ahead}."
+    if advice.stop:
+        st.success(f"You may stop here. {text}", icon=":material/flag:")
+    else:
+        st.info(text + more, icon=":material/trending_down:")
+    st.caption("By the verdict, corrected by the decisions so far (90% interval).")
+    st.markdown("##### How far to believe each detector")
+    rows = []
+    for slug, flags in votes.flags.items():
+        p = reviews.precision(flags, at.codes, at.corrected)
+        seen = f"{p.noisy / p.decided:.0%} ({p.low:.0%} to {p.high:.0%})" if p.decided else "–"
+        expected = None if p.expected is None else 100 * p.expected
+        rows.append((registry.get("detector", slug).card.name, p.flagged, p.decided, p.noisy, seen, expected))
+    names = ["detector", "flags", "decided", "noisy", "precision seen", "expected of all"]
+    st.dataframe(
+        pd.DataFrame(rows, columns=names),
+        hide_index=True,
+        width="stretch",
+        column_config={
+            "detector": st.column_config.Column(width="medium"),
+            **{name: st.column_config.NumberColumn(width=70) for name in ("flags", "decided", "noisy")},
+            "expected of all": st.column_config.NumberColumn(format="%.0f%%"),
+        },
+    )
+    st.caption(
+        "Seen: share of noisy ones among its flagged samples that were decided, with Wilson's 95% interval; the queue "
+        "begins with the surest, so it flatters. Expected: of all it flags, the rest by the corrected verdict."
+    )
+
+
+def export(spec: Spec, at: Desk, detections: Sequence[Detection]) -> None:
+    """What becomes of the samples, and the table and manifest to take away."""
+    with st.expander("Export the cleaned dataset", icon=":material/download:", key="export"):
+        a, b, c = st.columns([3, 3, 2], vertical_alignment="bottom")
+        kinds = ("mislabelled", "ood")
+        words = {"none": "leaves it alone", "drop": "drops it", "relabel": "relabels it"}
+        does = {}
+        for column, kind in zip((a, b), kinds, strict=True):
+            options = ["none", "drop", *(["relabel"] if kind == "mislabelled" else [])]
+            does[kind] = column.selectbox(
+                f"Nobody decided, the verdict says {WORDS[kind]}: it",
+                options,
+                key=begin(f"policy-{kind}", "none", options),
+                format_func=words.__getitem__,
+                disabled=at.verdict is None,
+            )
+        above = c.slider(
+            "when it is so sure", 50, 100, key=begin("policy-above", 90), format="%d%%", disabled=at.verdict is None
+        )
+        unsure = st.toggle("Drop what somebody was unsure about", key=begin("policy-unsure", False))
+        policy = cleaned.Policy(
+            drop=tuple(kind for kind in kinds if does[kind] == "drop"), relabel=does["mislabelled"] == "relabel",
+            above=above / 100, unsure="drop" if unsure else "keep",
+        )  # fmt: skip
+        made = cleaned.decided(at.states)
+        counts = cleaned.settle(at.study, detections, at.verdict, made, policy).counts(at.study.observed.labels)
+        st.caption(
+            ", ".join(f"{count:,} {what}" for what, count in counts.items())
+            + f"; {len(made):,} decisions count first. The table has every sample; dropped ones have no final label."
+        )
+
+        def put() -> cleaned.Export:
+            return cleaned.make(at.study, [c for c in spec.detectors if at.study.knows(c.detector)], made, policy)
+
+        with st.container(horizontal=True, gap="small"):
+            for name, mime, data in (
+                ("csv", "text/csv", lambda: exports.to_csv(put().table)),
+                ("parquet", "application/octet-stream", lambda: put().table.to_parquet(index=False)),
+                ("manifest", "application/json", lambda: cleaned.as_json(put().manifest)),
+            ):
+                st.download_button(
+                    name.capitalize() if name == "manifest" else name.upper(), data=data, mime=mime, on_click="ignore",
+                    file_name="manifest.json" if name == "manifest" else f"chaffinch-cleaned.{name}",
+                    key=f"export-{name}", icon=":material/download:",
+                )  # fmt: skip
+        st.caption("Pictures, class by class, come with the command; so does the same again from a manifest:")
+        st.code(_command(spec, at.study, policy), language="sh", wrap_lines=True)
+
+
+def _command(spec: Spec, study: Study, policy: cleaned.Policy) -> str:
+    """The command line that exports the same."""
+    words = ["chaffinch", "export", study.dataset.name, "--out", "cleaned", "--pictures", "copies"]
+    words += ["--encoder", study.encoder, *(word for c in spec.detectors for word in ("--detector", str(c)))]
+    words += ["--drop", ",".join(policy.drop)] * bool(policy.drop) + ["--relabel"] * policy.relabel
+    words += ["--above", f"{policy.above:g}"] * policy.automatic + ["--unsure", "drop"] * (policy.unsure == "drop")
+    words += ["--run", study.run.name] if study.run else []
+    words += ["--seed", str(study.seed)] * (study.seed != 0)
+    return shlex.join(words)
+
+
+def room(study: Study) -> None:
+    """How large the workspace is, and a button that clears what can be computed again."""
+    root = str(study.workspace.root)
+    sizes = _sizes(root)
+    with st.container(horizontal=True, vertical_alignment="center", key="room"):
+        parts = ", ".join(f"{part} {readable(size)}" for part, size in sizes.items() if size)
+        st.caption(
+            plain(f"The workspace holds {readable(sum(sizes.values()))}{f' ({parts})' if parts else ''}."),
+            width="stretch",
+        )
+        with st.popover("Clear results", icon=":material/cleaning_services:", disabled=not sizes["results"]):
+            st.write(
+                f"Removes {readable(sizes['results'])} of features, maps, scores and thumbnails; they are computed "
+                "again when they are wanted. Decisions, encoders and trainings stay."
+            )
+            st.button("Clear them", key="clear-results", type="primary", on_click=_clear, args=(root,))
+
+
+@st.cache_data(ttl=60, max_entries=4, show_spinner=False)
+def _sizes(root: str) -> dict[str, int]:
+    return Workspace(root).sizes()
+
+
+def _clear(root: str) -> None:
+    try:
+        freed = Workspace(root).clear("results")
+    except InputError as error:
+        st.session_state["_trouble"] = str(error)
+        return
+    cached.forget()
+    _sizes.clear()
+    st.session_state["_told"] = f"Cleared: {readable(freed)}."
