@@ -790,6 +790,30 @@ class TestCompareEncoders:
         assert "there is no encoder called 'nobody'" in err
 
 
+class TestWorkspace:
+    def test_sizes(self, document, workspace):
+        workspace.store("step", "k", {"x": np.zeros(1000)})
+        told = document("workspace")
+        assert told["workspace"] == str(workspace.root)
+        assert told["bytes"]["results"] > 8000
+        assert (told["bytes"]["decisions"], told["freed"]) == (0, 0)
+
+    def test_clearing_asks_and_never_takes_decisions_unnamed(self, run, workspace):
+        path = workspace.store("step", "k", {"x": np.zeros(1000)})
+        workspace.decisions.write_bytes(b"decided")
+        code, out, err = run("workspace", "--clear", "all")
+        assert (code, out) == (2, "")
+        assert re.search(r"this would remove results \(8\.\d kB\), .*; add --yes to do it", err)
+        assert path.exists()
+        code, out, _ = run("workspace", "--clear", "all", "--yes")
+        assert code == 0
+        assert "freed: 8." in out
+        assert not path.exists()
+        assert workspace.decisions.read_bytes() == b"decided"
+        assert run("workspace", "--clear", "decisions", "--yes")[0] == 0
+        assert not workspace.decisions.exists()
+
+
 def test_stopped_anywhere(run, arrays_file, monkeypatch):
     def stop(*args, **options):
         raise KeyboardInterrupt

@@ -17,6 +17,7 @@ FULL = Spec(
     sort="lsa", page=3, outline="0.00,1.00 2.00,3.00 4.00,-5.00", sample="fw-1", seed=11,
     compared="lsa,knn-label", curves="ood", contrast="only:lsa", method="lsa", search="margin", filters="ood",
     beside="ce", beside_outline="1.00,1.00 2.00,2.00 3.00,0.00", run="pls-lsa-abc",
+    noise=0.6, accuracy="last", epoch=3, queue="ood",
 )  # fmt: skip
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)

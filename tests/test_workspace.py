@@ -1,13 +1,14 @@
 """Results on disk: computed once, whole or not at all, and a damaged file is a miss."""
 
 import multiprocessing
+import os
 import tempfile
 
 import numpy as np
 import pytest
 
 from chaffinch.base.errors import InputError
-from chaffinch.workspace import Workspace, pack, unpack
+from chaffinch.workspace import PARTS, Workspace, pack, readable, unpack
 
 ARRAYS = {"x": np.arange(200.0).reshape(20, 10), "names": np.array(["é", "b\n"]), "info": pack({"a": [1, None]})}
 
@@ -247,3 +248,56 @@ def test_asking_whether_a_result_is_there_reads_none_of_it(workspace, monkeypatc
     assert workspace.has("step", "k")
     path.write_bytes(path.read_bytes()[:-40])  # truncated: as good as not there
     assert not workspace.has("step", "k")
+
+
+@pytest.fixture
+def full(workspace):
+    """A workspace with one file of every part, each of another size."""
+    for i, name in enumerate(name for names in PARTS.values() for name in names):
+        path = workspace.root / name
+        path = path if "." in name else path / "deep" / "file"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 2**i)
+    return workspace
+
+
+def test_sizes(workspace, full):
+    assert full.sizes() == {"results": 3, "encoders": 4, "trainings": 24, "notes": 32, "decisions": 448}
+    assert sum(Workspace(workspace.root / "nowhere").sizes().values()) == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "gone"),
+    [
+        ("results", {"results"}),
+        ("encoders", {"encoders"}),
+        ("all", {"results", "encoders", "trainings", "notes"}),
+        ("decisions", {"decisions"}),
+    ],
+)
+def test_clearing_removes_what_was_named(full, what, gone):
+    before = full.sizes()
+    assert full.clear(what) == sum(before[part] for part in gone)
+    assert full.sizes() == {part: 0 if part in gone else size for part, size in before.items()}
+    assert full.clear(what) == 0
+
+
+def test_clearing_what_is_not_there_or_at_work(full):
+    with pytest.raises(InputError, match="'everything' cannot be cleared; choose results, encoders, all, decisions"):
+        full.clear("everything")
+    before = full.sizes()
+    full.note("train-x", {"what": "epoch 1", "pid": os.getpid()})
+    for what in ("encoders", "all"):
+        with pytest.raises(InputError, match="train-x is at work"):
+            full.clear(what)
+    assert full.sizes()["encoders"] == before["encoders"]
+    full.clear("results")
+    full.note("train-x", {"done": True})
+    full.clear("all")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (3_140_000, "3.1 MB"), (5.2e9, "5.2 GB")]
+)
+def test_sizes_for_people(size, text):
+    assert readable(size) == text

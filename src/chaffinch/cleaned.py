@@ -45,7 +45,7 @@ from .base.errors import InputError
 from .base.files import digest, read_json, sha256_file, write_json
 from .data import NoisyDataset
 from .exports import write_table
-from .reviews import CHOICES, Decision, suggest
+from .reviews import Choice, Decision, suggest
 from .spec import MAPS, Cut
 from .study import OWN_FEATURES, VERSIONS, Detection, Study
 from .thumbnails import picture_png
@@ -407,45 +407,49 @@ def replay(
         InputError: it is no manifest, or dataset, encoder, training record or a step is another one now.
     """
     told = read_json(path)
-    needed = {"manifest", "dataset", "encoder", "seed", "detectors", "policy", "map", "pictures", "format", "decisions"}
-    if not isinstance(told, dict) or not needed <= set(told):
+    if not isinstance(told, dict) or not {"manifest", "steps", "dataset", "policy", "decisions"} <= set(told):
         raise InputError(f"{path} is not a manifest of 'chaffinch export'")
     if told["manifest"] != VERSION:
         raise InputError(f"{path} is a manifest of layout {told['manifest']}; this chaffinch reads layout {VERSION}")
-    changed = [step for step, version in told["steps"].items() if VERSIONS.get(step) != version]
-    if changed:
-        raise InputError(
-            f"{path} was made by chaffinch {told['chaffinch']}, whose step {changed[0]!r} gave other results; "
-            "install that version to replay it"
-        )
-    study = open_study(told)
-    now = study.dataset.digest
-    if now != told["dataset"]["digest"]:
-        raise InputError(
-            f"{path} is about {told['dataset']['name']} with digest {told['dataset']['digest']}, but "
-            f"{study.dataset.name} has {now}: the data have changed; name the ones it was made from as DATASET"
-        )
-    wanted = told["encoder"]["sha256"]
-    if wanted is not None and (have := study.card()["sha256"]) != wanted:
-        raise InputError(
-            f"{path} was made with encoder {told['encoder']['name']!r} of SHA-256 {wanted[:16]}…, but the one of this "
-            f"name is {have[:16]}…; put the weights it was made with in its place"
-        )
-    if told["run"] and (study.run is None or digest(study.run.about, study.run.epochs) != told["run"]["digest"]):
-        raise InputError(f"{path} was made with run {told['run']['name']!r}, whose record is another one now")
     try:
+        changed = [step for step, version in told["steps"].items() if VERSIONS.get(step) != version]
+        made_by, digests = told["chaffinch"], (told["dataset"]["digest"], told["encoder"]["sha256"])
+        if type(told["seed"]) is not int or told["map"] not in (*MAPS, "none"):
+            raise TypeError(f"seed {told['seed']!r}, map {told['map']!r}")
+        run = told["run"] and (told["run"]["name"], told["run"]["digest"])
         cuts = [Cut.parse(d["cut"]) for d in told["detectors"]]
         parameters = {c.detector: d["parameters"] for c, d in zip(cuts, told["detectors"], strict=True)}
         policy = Policy(**{**told["policy"], "drop": tuple(told["policy"]["drop"])})
         decisions = [Decision(**d) for d in told["decisions"]]
-        bad = [d for d in decisions if d.choice not in CHOICES]
-        if told["map"] not in (*MAPS, "none") or bad:
-            raise TypeError(f"map {told['map']!r}" if not bad else f"decision {bad[0].choice!r}")
-    except (TypeError, KeyError) as error:
+        for d in decisions:
+            Choice(d.sample, d.choice, d.label)  # refuses what is none
+        pictures, format = told["pictures"], told["format"]
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: a field is not as 'chaffinch export' writes it: {error}") from error
+    if changed:
+        raise InputError(
+            f"{path} was made by chaffinch {made_by}, whose step {changed[0]!r} gave other results; "
+            "install that version to replay it"
+        )
+    study = open_study(told)
+    now, encoder = study.dataset.digest, told["encoder"]["name"]
+    if now != digests[0]:
+        raise InputError(
+            f"{path} is about {told['dataset']['name']} with digest {digests[0]}, but {study.dataset.name} has {now}: "
+            "the data have changed; name the ones it was made from as DATASET"
+        )
+    if digests[1] is not None and (have := study.card()["sha256"]) != digests[1]:
+        raise InputError(
+            f"{path} was made with encoder {encoder!r} of SHA-256 {digests[1][:16]}…, but the one of this name is "
+            f"{have[:16]}…; put the weights it was made with in its place"
+        )
+    if run and (study.run is None or digest(study.run.about, study.run.epochs) != run[1]):
+        raise InputError(f"{path} was made with run {run[0]!r}, whose record is another one now")
     export = make(
-        study, cuts, decisions, policy, layout=told["map"], pictures=told["pictures"], format=told["format"],
-        parameters=parameters, report=report,
+        study, cuts, decisions, policy, layout=told["map"], pictures=pictures, format=format, parameters=parameters,
+        report=report,
     )  # fmt: skip
     return export, told
 

@@ -11,7 +11,6 @@ from functools import cached_property, lru_cache
 from html import escape
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
 
@@ -306,7 +305,7 @@ def _picture(study: Study, position: int) -> None:
 
 
 _STYLE = """<style>
-.cf-large{display:block;width:min(100%,26rem);max-height:44vh;object-fit:contain;object-position:left top;
+.cf-large{display:block;width:min(100%,24rem);max-height:44vh;object-fit:contain;object-position:left top;
 border-radius:6px}.cf-blank{display:grid;place-items:center;gap:.3rem;padding:2.4rem 1rem;border-radius:6px;
 background:color-mix(in srgb,currentColor 8%,transparent);overflow-wrap:anywhere}.cf-blank b{font-size:1.3rem}
 @media(max-width:640px){.cf-large{max-height:32vh}.cf-blank{padding:1rem}}
@@ -479,27 +478,36 @@ def lessons(at: Desk, votes: views.Votes) -> None:
         st.info(text + more, icon=":material/trending_down:")
     st.caption("By the verdict, corrected by the decisions so far (90% interval).")
     st.markdown("##### How far to believe each detector")
-    rows = []
-    for slug, flags in votes.flags.items():
-        p = reviews.precision(flags, at.codes, at.corrected)
-        seen = f"{p.noisy / p.decided:.0%} ({p.low:.0%} to {p.high:.0%})" if p.decided else "–"
-        expected = None if p.expected is None else 100 * p.expected
-        rows.append((registry.get("detector", slug).card.name, p.flagged, p.decided, p.noisy, seen, expected))
-    names = ["detector", "flags", "decided", "noisy", "precision seen", "expected of all"]
-    st.dataframe(
-        pd.DataFrame(rows, columns=names),
-        hide_index=True,
-        width="stretch",
-        column_config={
-            "detector": st.column_config.Column(width="medium"),
-            **{name: st.column_config.NumberColumn(width=70) for name in ("flags", "decided", "noisy")},
-            "expected of all": st.column_config.NumberColumn(format="%.0f%%"),
-        },
-    )
+    rows = "".join(_belief(slug, reviews.precision(f, at.codes, at.corrected)) for slug, f in votes.flags.items())
+    st.html(_BELIEF_STYLE + (rows or "<p>Switch a detector on to see how often it is right.</p>"))
     st.caption(
-        "Seen: share of noisy ones among its flagged samples that were decided, with Wilson's 95% interval; the queue "
-        "begins with the surest, so it flatters. Expected: of all it flags, the rest by the corrected verdict."
+        "Bar: Wilson's 95% interval of the share of noisy ones among its flagged samples that were decided; the queue "
+        "begins with the surest, so it flatters. Mark: expected of all it flags, the rest by the corrected verdict."
     )
+
+
+def _belief(slug: str, p: reviews.Precision) -> str:
+    """One detector's precision: in words, its interval as a bar, and what is expected of all it flags as a mark."""
+    seen = f"{p.noisy:,} of {p.decided:,} decided are noisy" if p.decided else "none decided yet"
+    share = f": {p.noisy / p.decided:.0%} ({p.low:.0%} to {p.high:.0%})" if p.decided else ""
+    bar = f'<i style="left:{p.low:.1%};width:{p.high - p.low:.1%}"></i>' if p.decided else ""
+    mark = "" if p.expected is None else f'<u style="left:{p.expected:.1%}"></u>'
+    told = "" if p.expected is None else f"of all: about {p.expected:.0%}"
+    return (
+        f'<div class="cf-belief"><div><b>{escape(registry.get("detector", slug).card.name)}</b>'
+        f'<span>flags {p.flagged:,}</span></div><div class="cf-range">{bar}{mark}</div>'
+        f"<div><span>{seen}{share}</span><span>{told}</span></div></div>"
+    )
+
+
+_BELIEF_STYLE = f"""<style>
+.cf-belief{{font-size:.85rem;margin-bottom:.8rem}}.cf-belief>div{{display:flex;flex-wrap:wrap;
+justify-content:space-between;gap:0 .8rem}}.cf-belief span{{opacity:.75}}.cf-belief>.cf-range{{position:relative;
+height:.6rem;margin:.2rem 0;border-radius:3px;background:color-mix(in srgb,currentColor 12%,transparent)}}
+.cf-range i,.cf-range u{{position:absolute;top:0;bottom:0;border-radius:3px}}
+.cf-range i{{background:{KIND_COLOURS["flag"]}}}.cf-range u{{width:3px;margin-left:-1.5px;top:-3px;bottom:-3px;
+background:currentColor}}
+</style>"""
 
 
 def export(spec: Spec, at: Desk, detections: Sequence[Detection]) -> None:
@@ -507,19 +515,19 @@ def export(spec: Spec, at: Desk, detections: Sequence[Detection]) -> None:
     with st.expander("Export the cleaned dataset", icon=":material/download:", key="export"):
         a, b, c = st.columns([3, 3, 2], vertical_alignment="bottom")
         kinds = ("mislabelled", "ood")
-        words = {"none": "leaves it alone", "drop": "drops it", "relabel": "relabels it"}
+        words = {"none": "keep as it is", "drop": "drop", "relabel": "relabel as suggested"}
         does = {}
         for column, kind in zip((a, b), kinds, strict=True):
             options = ["none", "drop", *(["relabel"] if kind == "mislabelled" else [])]
             does[kind] = column.selectbox(
-                f"Nobody decided, the verdict says {WORDS[kind]}: it",
+                f"Undecided, verdict {WORDS[kind]}",
                 options,
                 key=begin(f"policy-{kind}", "none", options),
                 format_func=words.__getitem__,
                 disabled=at.verdict is None,
             )
         above = c.slider(
-            "when it is so sure", 50, 100, key=begin("policy-above", 90), format="%d%%", disabled=at.verdict is None
+            "if at least so sure", 50, 100, key=begin("policy-above", 90), format="%d%%", disabled=at.verdict is None
         )
         unsure = st.toggle("Drop what somebody was unsure about", key=begin("policy-unsure", False))
         policy = cleaned.Policy(
@@ -537,15 +545,14 @@ def export(spec: Spec, at: Desk, detections: Sequence[Detection]) -> None:
             return cleaned.make(at.study, [c for c in spec.detectors if at.study.knows(c.detector)], made, policy)
 
         with st.container(horizontal=True, gap="small"):
-            for name, mime, data in (
-                ("csv", "text/csv", lambda: exports.to_csv(put().table)),
-                ("parquet", "application/octet-stream", lambda: put().table.to_parquet(index=False)),
-                ("manifest", "application/json", lambda: cleaned.as_json(put().manifest)),
+            for name, file, mime, data in (
+                ("CSV", "chaffinch-cleaned.csv", "text/csv", lambda: exports.to_csv(put().table)),
+                ("Parquet", "chaffinch-cleaned.parquet", None, lambda: put().table.to_parquet(index=False)),
+                ("Manifest", cleaned.MANIFEST, "application/json", lambda: cleaned.as_json(put().manifest)),
             ):
                 st.download_button(
-                    name.capitalize() if name == "manifest" else name.upper(), data=data, mime=mime, on_click="ignore",
-                    file_name="manifest.json" if name == "manifest" else f"chaffinch-cleaned.{name}",
-                    key=f"export-{name}", icon=":material/download:",
+                    name, data=data, file_name=file, mime=mime, on_click="ignore", key=f"export-{name.lower()}",
+                    icon=":material/download:",
                 )  # fmt: skip
         st.caption("Pictures, class by class, come with the command; so does the same again from a manifest:")
         st.code(_command(spec, at.study, policy), language="sh", wrap_lines=True)

@@ -1,0 +1,209 @@
+"""The Review page in a real browser: decide with the keyboard only, undo, reload; two tabs; what it looks like."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
+
+from chaffinch.data import open_dataset
+from chaffinch.reviews import Reviews
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)]
+ROOT = Path(__file__).parents[2]
+WAIT = 90_000  # ms; the machine may be busy
+OUTPUT = ROOT / "tests" / "output"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    folder, port = tmp_path_factory.mktemp("review"), free_port()
+    command = [sys.executable, "-m", "chaffinch.cli", "app", "--port", str(port)]
+    with serve(command, port, folder / "log.txt", cwd=folder, CHAFFINCH_HOME=str(folder / "home")) as url:
+        yield url, folder / "home" / "reviews.sqlite"
+    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as chrome:
+        yield chrome
+
+
+@pytest.fixture
+def kept(served: tuple[str, Path]) -> Any:
+    """A function that gives the decisions in force, by id, in words; there are none at first."""
+    digest = open_dataset("fashion-web").digest
+    for suffix in ("", "-wal", "-shm"):
+        served[1].with_name(served[1].name + suffix).unlink(missing_ok=True)
+    store = Reviews(served[1])
+    return lambda: {k: str(s.decision) for k, s in store.states(digest).items() if s.decision}
+
+
+@pytest.fixture
+def visit(browser: Any, served: tuple[str, Path], kept: Any) -> Iterator[Any]:
+    """A function that opens the page in a fresh session and waits until it has a sample to decide about."""
+    contexts, problems = [], []
+
+    def go(path: str = "/review", width: int = 1400, height: int = 900, scheme: str = "light") -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        context.set_default_timeout(WAIT)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(served[0] + path)
+        page.wait_for_selector(".st-key-decide")
+        page.wait_for_selector(".chf-tile")
+        settle(page)
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def settle(page: Any) -> None:
+    """Wait until the page is not running any more."""
+    page.wait_for_timeout(400)
+    page.wait_for_function("() => document.querySelector('.stApp')?.dataset.testScriptState === 'notRunning'")
+
+
+def sample(page: Any) -> str:
+    """Id of the sample on the page."""
+    return str(page.locator(".cf-facts b").last.inner_text())
+
+
+def press(page: Any, key: str) -> str:
+    """Press a key, wait for another sample, and give the id of the one before."""
+    before = sample(page)
+    page.keyboard.press(key)
+    script = "old => { const b = [...document.querySelectorAll('.cf-facts b')]; return b.at(-1)?.innerText !== old; }"
+    page.wait_for_function(script, arg=before, timeout=WAIT)
+    settle(page)
+    return before
+
+
+def picture(page: Any, name: str) -> None:
+    OUTPUT.mkdir(exist_ok=True)
+    page.screenshot(path=OUTPUT / f"{name}.png")
+
+
+def test_with_the_keyboard_only(visit: Any, kept: Any) -> None:
+    page = visit()
+    keys = ("k", "d", "l", "u", "s", "1")
+    rather = {}
+    ids = []
+    for key in keys:
+        rather[key] = page.locator(".cf-title b").last.inner_text()
+        ids.append(press(page, key))
+    first = open_dataset("fashion-web").observed.classes[0]
+    expected = {ids[0]: "keep", ids[1]: "drop", ids[2]: f"relabel → {rather['l']}", ids[3]: "unsure"}
+    assert kept() == {**expected, ids[5]: f"relabel → {first}"}
+    press(page, "z")
+    assert sample(page) == ids[5], "undo shows the sample again"
+    assert kept() == expected
+    page.reload()
+    page.wait_for_selector(".st-key-decide")
+    settle(page)
+    assert kept() == expected
+    assert "4 of 4," in page.locator("[data-testid=stProgress]").inner_text()
+    for name in ("unsure", "relabel", "drop", "keep"):
+        assert page.locator("[class*=st-key-recent]").filter(has_text=name).count() == 1
+    undone = len(expected)
+    while undone:
+        page.keyboard.press("z")
+        undone -= 1
+        page.wait_for_function(
+            "n => document.querySelectorAll('[class*=st-key-recent]').length === n", arg=undone, timeout=WAIT
+        )
+        settle(page)
+        assert len(kept()) == undone
+
+
+def test_a_key_pressed_twice_in_haste_decides_nothing_unseen(visit: Any, kept: Any) -> None:
+    page = visit()
+    first = sample(page)
+    page.keyboard.press("k")
+    page.keyboard.press("k")
+    page.wait_for_function(
+        "old => [...document.querySelectorAll('.cf-facts b')].at(-1)?.innerText !== old", arg=first, timeout=WAIT
+    )
+    settle(page)
+    assert kept() == {first: "keep"}
+    assert not page.get_by_text("Nothing of yours was kept yet").count()
+
+
+def test_two_people_on_one_workspace(visit: Any, kept: Any) -> None:
+    ann, bob = visit(), visit()
+    for page, name in ((ann, "ann"), (bob, "bob")):
+        page.get_by_label("Who decides").fill(name)
+        page.get_by_label("Who decides").press("Enter")
+        settle(page)
+        page.locator("body").click(position={"x": 900, "y": 4})  # out of the field: letters are keys again
+    first = sample(ann)
+    assert sample(bob) == first
+    press(ann, "d")
+    bob.keyboard.press("k")
+    bob.wait_for_selector("text=Nothing of yours was kept yet")
+    settle(bob)
+    assert kept() == {first: "drop"}
+    assert "ann decided drop" in bob.locator(".st-key-conflict").inner_text()
+    picture(bob, "review-conflict")
+    bob.get_by_role("button", name="Put mine in its place").click()
+    bob.wait_for_selector(".st-key-conflict", state="detached")
+    settle(bob)
+    assert kept() == {first: "keep"}
+
+
+def test_many_together(visit: Any, kept: Any) -> None:
+    page = visit("/review?queue=ood")
+    page.get_by_text("24 together").click()
+    page.wait_for_function("() => document.querySelectorAll('.chf-tile').length === 24", timeout=WAIT)
+    settle(page)
+    page.locator(".chf-tile").nth(3).click()
+    page.wait_for_selector("text=left out")
+    settle(page)
+    page.get_by_role("button", name=re.compile("Drop 23")).wait_for()
+    picture(page, "review-many")
+    page.locator("body").click(position={"x": 900, "y": 4})
+    page.keyboard.press("d")
+    page.wait_for_selector("text=and 22 more")
+    settle(page)
+    assert len(kept()) == 23
+    assert set(kept().values()) == {"drop"}
+    page.keyboard.press("z")
+    page.wait_for_selector("text=and 22 more", state="detached")
+    settle(page)
+    assert kept() == {}
+
+
+def test_the_cleaned_table_can_be_downloaded(visit: Any, tmp_path: Path) -> None:
+    page = visit()
+    gone = press(page, "d")
+    page.get_by_text("Export the cleaned dataset").click()
+    with page.expect_download() as waiting:
+        page.locator(".st-key-export-csv button").click()
+    waiting.value.save_as(tmp_path / "cleaned.csv")
+    table = pd.read_csv(tmp_path / "cleaned.csv", keep_default_na=False).set_index("id")
+    assert len(table) == 12_000
+    assert table.loc[gone, ["action", "action_by", "final_label"]].tolist() == ["drop", "decision", ""]
+    assert (table["action"] == "drop").sum() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_and_dark(visit: Any, scheme: str) -> None:
+    page = visit(width=420, scheme=scheme)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 420
+    boxes = [b.bounding_box() for b in page.locator(".st-key-decide button, .st-key-classes button").all()]
+    assert len(boxes) >= 13
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 420 for box in boxes)
+    assert boxes[0]["y"] < 900, "the first buttons are on the first screen"
+    picture(page, f"review-narrow-{scheme}")
+    picture(visit(scheme=scheme), f"review-{scheme}")
