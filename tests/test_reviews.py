@@ -291,6 +291,10 @@ class TestQueue:
         codes[5] = 0
         assert alike(0, np.arange(6), proba, suggestions, codes) == [1]
 
+    def test_foreign_ones_need_no_common_suggestion(self):
+        proba = np.array([[0.1, 0, 0.9], [0.15, 0, 0.85], [0.1, 0.9, 0]])
+        assert alike(0, np.arange(3), proba, np.array([0, 1, 0]), np.full(3, -1, np.int8)) == [1]
+
     def test_codes_leave_out_samples_of_elsewhere(self, reviews):
         reviews.decide("d", [Choice("b", "drop"), Choice("gone", "keep")], "ann")
         assert coded(reviews.states("d"), {"a": 0, "b": 1}).tolist() == [-1, 2]
@@ -369,14 +373,19 @@ class TestWhatDecisionsTeach:
         for _ in range(200):
             noise, _, noisy = made(rng, rng.normal(0, 0.7), rng.normal(1, 0.3), 800)
             codes = decided(noise, noisy, 200)
-            advice = advise(codes, recalibrate(noise, codes))
-            held += advice.low <= noisy[codes < 0].sum() <= advice.high
+            rest, corrected = codes < 0, recalibrate(noise, codes)
+            left, sd = corrected.expect(rest)
+            held += abs(noisy[rest].sum() - left) <= 1.645 * sd
+            advice, before = advise(noise, codes, corrected), noise[rest].sum()
+            assert advice.left == left
+            assert advice.low == pytest.approx(max(0, min(left - 1.645 * sd, before)))
+            assert advice.high == pytest.approx(min(max(left + 1.645 * sd, before), rest.sum()))
         assert 0.83 < held / 200 < 0.97
 
     def test_advice_by_hand(self):
         noise = np.array([0.9, 0.5, 0.25, 0.05])
         codes = np.full(4, -1, np.int8)
-        advice = advise(codes, recalibrate(noise, codes))
+        advice = advise(noise, codes, recalibrate(noise, codes))
         assert (advice.rest, advice.ahead, advice.stop) == (4, 4, False)
         assert advice.left == pytest.approx(1.7)
         assert advice.more == 3, "0.05 left is under a twentieth of 1.7; 0.3 is not"
@@ -385,15 +394,15 @@ class TestWhatDecisionsTeach:
     def test_it_says_stop_when_the_noise_is_found(self):
         noise = np.concatenate([np.full(300, 0.97), np.full(3000, 0.001)])
         codes = np.full(3300, -1, np.int8)
-        assert not advise(codes, recalibrate(noise, codes)).stop
+        assert not advise(noise, codes, recalibrate(noise, codes)).stop
         codes[:300] = 2
-        after = advise(codes, recalibrate(noise, codes))
+        after = advise(noise, codes, recalibrate(noise, codes))
         assert after.stop
         assert after.more == 0
 
     def test_all_decided_leaves_nothing(self):
-        codes = np.array([2, 0], np.int8)
-        advice = advise(codes, recalibrate(np.array([0.9, 0.1]), codes))
+        noise, codes = np.array([0.9, 0.1]), np.array([2, 0], np.int8)
+        advice = advise(noise, codes, recalibrate(noise, codes))
         assert (advice.rest, advice.left, advice.soon, advice.more, advice.stop) == (0, 0.0, 0.0, 0, True)
 
     def test_precision_counts_what_was_seen_and_expects_the_rest(self):

@@ -344,6 +344,8 @@ def queue(proba: Array, codes: Codes, show: str = "noisy", skipped: Sequence[int
 def alike(position: int, near: Labels, proba: Array, suggestions: Labels, codes: Codes) -> list[int]:
     """Undecided neighbours about which the same could be decided: same kind, same suggestion, near-equal verdict.
 
+    What is foreign has no label to be suggested, so there the suggestion does not matter.
+
     Args:
         position: the sample.
         near: (k,) positions of its nearest neighbours.
@@ -352,7 +354,8 @@ def alike(position: int, near: Labels, proba: Array, suggestions: Labels, codes:
         codes: (N,), see `coded`.
     """
     kinds, noise = proba.argmax(axis=1), 1 - proba[:, 0]
-    same = (kinds[near] == kinds[position]) & (suggestions[near] == suggestions[position]) & (codes[near] < 0)
+    same = (suggestions[near] == suggestions[position]) | (kinds[position] == 2)
+    same &= (kinds[near] == kinds[position]) & (codes[near] < 0)
     same &= (np.abs(noise[near] - noise[position]) <= NEAR) & (near != position)
     return [int(j) for j in near[same]]
 
@@ -482,7 +485,9 @@ class Advice:
 
     Attributes:
         rest: samples nobody has decided about.
-        left: how many of them are expected to be noisy; ``low`` to ``high`` is a 90% interval.
+        left: how many of them are expected to be noisy.
+        low, high: a 90% interval, widened to what the verdict itself expects: far below all that was decided, its
+            correction is an extrapolation.
         ahead, soon: so many samples come next in the queue, and so many of them are expected to be noisy.
         more: further decisions until at most `ENOUGH` of all noisy samples are left.
         stop: few are left, or few are ahead.
@@ -498,10 +503,11 @@ class Advice:
     stop: bool
 
 
-def advise(codes: Codes, corrected: Recalibrated) -> Advice:
+def advise(noise: Array, codes: Codes, corrected: Recalibrated) -> Advice:
     """What is expected to be left in the queue.
 
     Args:
+        noise: (N,) P(noisy) of the verdict.
         codes: (N,), see `coded`.
         corrected: see `recalibrate`.
     """
@@ -514,7 +520,8 @@ def advise(codes: Codes, corrected: Recalibrated) -> Advice:
     soon = float(p[:ahead].sum())
     more = int(np.argmax(remaining <= most + 1e-9)) if len(rows) else 0
     stop = left <= most or soon <= RARE * ahead
-    low, high = max(0.0, left - 1.645 * sd), min(float(len(rows)), left + 1.645 * sd)
+    before = float(noise[rows].sum())
+    low, high = max(0.0, min(left - 1.645 * sd, before)), min(float(len(rows)), max(left + 1.645 * sd, before))
     return Advice(len(rows), left, low, high, ahead, soon, more, bool(stop))
 
 

@@ -201,7 +201,8 @@ def test_the_cleaned_table_can_be_downloaded(visit: Any, tmp_path: Path) -> None
 def test_narrow_and_dark(visit: Any, scheme: str) -> None:
     page = visit(width=420, scheme=scheme)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 420
-    boxes = [b.bounding_box() for b in page.locator(".st-key-decide button:visible, .st-key-classes button:visible").all()]
+    buttons = page.locator(".st-key-decide button:visible, .st-key-classes button:visible")
+    boxes = [button.bounding_box() for button in buttons.all()]
     assert len(boxes) >= 13
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= 420 for box in boxes)
     assert boxes[0]["y"] < 900, "the first buttons are on the first screen"

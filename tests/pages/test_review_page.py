@@ -138,7 +138,7 @@ def test_unsure_and_skipped_samples_wait(open_page, spec, study, kept):
     press(app, "unsure")
     assert kept() == {ids[1]: "unsure"}
     assert shown(app) == ids[2]
-    app.selectbox(key="queue").set_value("unsure").run()
+    app.segmented_control(key="queue").set_value("unsure").run()
     assert shown(app) == ids[1]
     assert "Decided: <b>unsure</b>" in html(app)
     press(app, "drop")
@@ -160,6 +160,8 @@ def test_somebody_else_has_decided_meanwhile(open_page, spec, study, kept, works
     press(app, "keep")
     assert kept() == {first: "drop"}, "nobody is overwritten unseen"
     assert f"{first}: **bob** decided **drop**" in words(app)
+    assert shown(app) == first, "one sees what one may replace"
+    assert "Decided: <b>drop</b> by bob" in html(app)
     app.button(key="override").click().run()
     assert kept() == {first: "keep"}
     assert "override" not in {b.key for b in app.button}
@@ -222,6 +224,24 @@ def test_similar_samples_are_decided_together(open_page, spec, study, kept):
     assert kept() == {}
 
 
+def test_a_label_for_several_keeps_those_that_have_it(open_page, spec, study, kept):
+    app = open_page(replace(spec, queue="ood"))
+    for _ in range(20):  # to foreign samples that are alike, under several given labels
+        if [b for b in app.button if b.key and b.key.startswith("alike-")]:
+            break
+        press(app, "skip")
+    press(app, "alike")
+    first = study.observed.labels[study.position(shown(app))]
+    digit = next(i for i in range(3) if i != first)
+    [b for b in app.button if b.key and b.key.startswith("class-")][digit].click().run()
+    label = study.observed.classes[digit]
+    assert len(kept()) > 1
+    for name, said in kept().items():
+        own = study.observed.labels[study.position(name)] == digit
+        assert said == ("keep" if own else f"relabel → {label}")
+    assert "keep" in kept().values()
+
+
 def test_many_together_with_some_left_out(open_page, spec, study, kept, monkeypatch):
     clicks, drawn = [], []
 
@@ -261,7 +281,8 @@ def test_what_the_decisions_teach_is_shown(open_page, spec, study):
     assert f"{seen} of {seen} decided are noisy: 100% ({low:.0%} to {high:.0%})" in body
     codes = np.full(len(study), -1, np.int8)
     codes[[study.position(n) for n in likeliest(study)[:4]]] = 2
-    advice = reviews.advise(codes, reviews.recalibrate(study.verdict().noise, codes))
+    noise = study.verdict().noise
+    advice = reviews.advise(noise, codes, reviews.recalibrate(noise, codes))
     assert f"Of 176 undecided samples about **{advice.left:,.0f}**" in words(app)
 
 

@@ -35,12 +35,7 @@ MANY = 24
 BY_DIGIT = 9
 """Up to so many classes each has a button and a digit; more are in a menu."""
 
-SHOWS = {
-    "noisy": "All, likeliest noise first",
-    "mislabelled": "Verdict: wrong label",
-    "ood": "Verdict: foreign picture",
-    "unsure": "Back to the unsure ones",
-}
+SHOWS = {"noisy": "All", "mislabelled": "Wrong label", "ood": "Foreign", "unsure": "Unsure"}
 WORDS = {"mislabelled": "wrong label", "ood": "foreign"}
 
 
@@ -72,6 +67,11 @@ class Desk:
         sample = self.study.name_of(position)
         state = self.states.get(sample)
         return Choice(sample, what, label, state.revision if state else 0)
+
+    def labelled(self, position: int, label: str) -> Choice:
+        """A choice of a label; of the given one, that is to keep it."""
+        own = label == self.study.observed.classes[self.study.observed.labels[position]]
+        return self.choice(position, "keep") if own else self.choice(position, "relabel", label)
 
     def suggested(self, position: int) -> str:
         """Name of the suggested label, or nothing."""
@@ -123,13 +123,15 @@ def _user() -> str:
 
 def head(spec: Spec, study: Study, judged: bool) -> tuple[Spec, bool, str]:
     """Which queue, one by one or many together, and who decides."""
-    a, b, c = st.columns([3, 3, 2], vertical_alignment="bottom")
+    a, b, c = st.columns([5, 3, 3], vertical_alignment="top")
     shows = [show for show in SHOWS if show not in KINDS or judged]
-    show = a.selectbox(
-        "Queue",
+    show = a.segmented_control(  # no menu: it would keep the focus, and swallow the keys that decide
+        "Queue, likeliest noise first",
         shows,
         key=begin("queue", spec.queue if spec.queue in shows else shows[0], shows),
         format_func=SHOWS.__getitem__,
+        required=True,
+        help="All samples, those that the verdict takes for one kind of noise, or those somebody was unsure about.",
     )
     ways = ("one", "many")
     way = b.segmented_control(
@@ -146,7 +148,7 @@ def head(spec: Spec, study: Study, judged: bool) -> tuple[Spec, bool, str]:
         help="Kept with every decision. Undo takes back decisions under this name only.",
     )
     st.session_state["_who"] = who
-    return replace(spec, queue=show), way == "many", who
+    return replace(spec, queue=show or shows[0]), way == "many", who
 
 
 def tell() -> None:
@@ -173,10 +175,10 @@ def conflict(at: Desk) -> None:
     with st.container(border=True, key="conflict"):
         st.warning("Nothing of yours was kept yet.  \n" + "  \n".join(lines), icon=":material/group:")
         with st.container(horizontal=True):
-            st.button("Leave it", key="leave", on_click=_leave, type="primary")
+            st.button("Leave it", key="leave", shortcut="n", on_click=_leave, type="primary")
             based = {state.sample: state.revision for state in found}
             again = [replace(c, based_on=based.get(c.sample, c.based_on)) for c in choices]
-            st.button("Put mine in its place", key="override", on_click=_decide, args=(at, again))
+            st.button("Put mine in its place", key="override", shortcut="y", on_click=_decide, args=(at, again))
 
 
 def _leave() -> None:
@@ -198,6 +200,7 @@ def _decide(at: Desk, choices: list[Choice]) -> None:
         found = [s for s in refused.found if _as_said(s) != mine[s.sample]]
         if found:  # else a key was pressed twice
             st.session_state["_conflict"] = (choices, found)
+            _open(found[0].sample)
         return
     except InputError as error:
         st.session_state["_trouble"] = str(error)
@@ -318,7 +321,8 @@ border-radius:1rem;border:1px solid}.cf-said{font-size:.9rem;margin-top:.3rem}
 def _title(at: Desk, seen: views.Inspection) -> None:
     """Given and suggested label, the likeliest kind, and what was decided before."""
     parts = [f"<b>{escape(seen.given)}</b>"]
-    if suggestion := at.suggested(seen.position):
+    suggestion = at.suggested(seen.position)
+    if suggestion and (at.verdict is None or KINDS[at.verdict.kinds[seen.position]] == "mislabelled"):
         parts.append(f"<span>rather</span><b>{escape(suggestion)}</b>")
     if at.verdict is not None:
         kind = KINDS[at.verdict.kinds[seen.position]]
@@ -391,7 +395,7 @@ def _classes(at: Desk, chosen: Sequence[int]) -> None:
     if len(names) <= BY_DIGIT:
         with st.container(horizontal=True, key="classes", gap="small"):
             for digit, name in enumerate(names, 1):
-                choices = [at.choice(i, "relabel", name) for i in chosen]
+                choices = [at.labelled(i, name) for i in chosen]
                 st.button(
                     name, key=f"class-{first}-{len(chosen)}-{digit}", shortcut=str(digit), on_click=_decide,
                     args=(at, choices), disabled=name == names[at.study.observed.labels[first]],
@@ -400,7 +404,7 @@ def _classes(at: Desk, chosen: Sequence[int]) -> None:
     with st.container(horizontal=True, key="classes", vertical_alignment="bottom"):
         others = [name for name in names if name != names[at.study.observed.labels[first]]]
         name = st.selectbox("Another label", others, key=f"other-{first}", label_visibility="collapsed")
-        choices = [at.choice(i, "relabel", name) for i in chosen]
+        choices = [at.labelled(i, name) for i in chosen]
         st.button(
             "Relabel to this", key=f"give-{first}-{len(chosen)}", shortcut="o", on_click=_decide, args=(at, choices)
         )
@@ -464,10 +468,10 @@ def recent(at: Desk) -> None:
 def lessons(at: Desk, votes: views.Votes) -> None:
     """What the decisions teach: is it time to stop, and how far each detector can be believed."""
     st.markdown("##### Is it time to stop?")
-    if at.corrected is None:
+    if at.verdict is None or at.corrected is None:
         st.caption("Without a verdict nobody can say how much noise is left.")
         return
-    advice = reviews.advise(at.codes, at.corrected)
+    advice = reviews.advise(at.verdict.noise, at.codes, at.corrected)
     left = f"about **{advice.left:,.0f}** ({advice.low:,.0f} to {advice.high:,.0f})"
     ahead = f"of the next {advice.ahead}, {advice.soon:.0f}"
     more = f" {advice.more:,} more decisions would leave at most {reviews.ENOUGH:.0%} of all noise."
@@ -476,7 +480,7 @@ def lessons(at: Desk, votes: views.Votes) -> None:
         st.success(f"You may stop here. {text}", icon=":material/flag:")
     else:
         st.info(text + more, icon=":material/trending_down:")
-    st.caption("By the verdict, corrected by the decisions so far (90% interval).")
+    st.caption("By the verdict, corrected by the decisions so far; the interval (90%) includes what it said before.")
     st.markdown("##### How far to believe each detector")
     rows = "".join(_belief(slug, reviews.precision(f, at.codes, at.corrected)) for slug, f in votes.flags.items())
     st.html(_BELIEF_STYLE + (rows or "<p>Switch a detector on to see how often it is right.</p>"))
