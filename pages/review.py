@@ -46,7 +46,7 @@ with shell.explained():
             review.recent(at)
         with right:
             review.lessons(at, votes)
-        review.export(spec, at, found)
+        review.export(spec, at, found, votes)
         review.room(study)
     shell.keep(spec)
     if spec.sample != before.sample:

@@ -427,7 +427,7 @@ def many(at: Desk, order: NDArray[np.int64], queue: str) -> None:
     page = [i for i in order[:MANY].tolist() if at.codes[i] < 0 or queue == "unsure"]
     if not page:
         st.success("Nothing is left in this queue. Choose another, or look at what the decisions say below.")
-    left_out: set[int] = st.session_state.setdefault("_left_out", set())
+    left_out: set[int] = st.session_state.setdefault("_left_out", {}).setdefault(study.dataset.digest, set())
     chosen = [i for i in page if i not in left_out]
     _buttons(at, chosen)
     if not page:
@@ -514,8 +514,9 @@ background:currentColor}}
 </style>"""
 
 
-def export(spec: Spec, at: Desk, detections: Sequence[Detection]) -> None:
+def export(spec: Spec, at: Desk, detections: Sequence[Detection], votes: views.Votes) -> None:
     """What becomes of the samples, and the table and manifest to take away."""
+    cuts = [c for c in spec.detectors if c.detector in votes.flags and c.detector not in votes.problems]
     with st.expander("Export the cleaned dataset", icon=":material/download:", key="export"):
         a, b, c = st.columns([3, 3, 2], vertical_alignment="bottom")
         kinds = ("mislabelled", "ood")
@@ -546,7 +547,7 @@ def export(spec: Spec, at: Desk, detections: Sequence[Detection]) -> None:
         )
 
         def put() -> cleaned.Export:
-            return cleaned.make(at.study, [c for c in spec.detectors if at.study.knows(c.detector)], made, policy)
+            return cleaned.make(at.study, cuts, made, policy)
 
         with st.container(horizontal=True, gap="small"):
             for name, file, mime, data in (
@@ -559,13 +560,13 @@ def export(spec: Spec, at: Desk, detections: Sequence[Detection]) -> None:
                     icon=":material/download:",
                 )  # fmt: skip
         st.caption("Pictures, class by class, come with the command; so does the same again from a manifest:")
-        st.code(_command(spec, at.study, policy), language="sh", wrap_lines=True)
+        st.code(_command(cuts, at.study, policy), language="sh", wrap_lines=True)
 
 
-def _command(spec: Spec, study: Study, policy: cleaned.Policy) -> str:
+def _command(cuts: Sequence[Cut], study: Study, policy: cleaned.Policy) -> str:
     """The command line that exports the same."""
     words = ["chaffinch", "export", study.dataset.name, "--out", "cleaned", "--pictures", "copies"]
-    words += ["--encoder", study.encoder, *(word for c in spec.detectors for word in ("--detector", str(c)))]
+    words += ["--encoder", study.encoder, *(word for c in cuts for word in ("--detector", str(c)))]
     words += ["--drop", ",".join(policy.drop)] * bool(policy.drop) + ["--relabel"] * policy.relabel
     words += ["--above", f"{policy.above:g}"] * policy.automatic + ["--unsure", "drop"] * (policy.unsure == "drop")
     words += ["--run", study.run.name] if study.run else []
