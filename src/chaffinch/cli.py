@@ -754,9 +754,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--relabel", action="store_true", help="the verdict may give wrongly labelled samples their suggested label"
     )
-    export.add_argument(
-        "--above", type=float, default=0.9, metavar="P", help="how probable that must be (default 0.9)"
-    )
+    export.add_argument("--above", type=float, default=0.9, metavar="P", help="how probable that must be (default 0.9)")
     export.add_argument(
         "--unsure", choices=("keep", "drop"), default="keep", help="samples somebody was unsure about (default keep)"
     )
