@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .base.errors import InputError
 from .base.files import read_json, replacing, write_json
+from .data import Images
 
 COLUMNS = 25
 PER_SHEET = 500
@@ -34,7 +35,7 @@ class Sheets:
         columns: tiles in a row of a sheet.
         per_sheet: tiles on a sheet.
         count: number of pictures, N.
-        images: (N, H, W) or (N, H, W, 3) uint8.
+        images: (N, H, W) or (N, H, W, 3) uint8; those in files are decoded a sheet at a time.
     """
 
     folder: Path
@@ -43,7 +44,7 @@ class Sheets:
     columns: int
     per_sheet: int
     count: int
-    images: NDArray[np.uint8] = field(repr=False, compare=False)
+    images: Images = field(repr=False, compare=False)
 
     def plan(self) -> dict[str, int]:
         """The numbers a browser needs to find a tile."""
@@ -98,7 +99,7 @@ class Sheets:
         threading.Thread(target=work, name="thumbnails", daemon=True).start()
 
 
-def make_sheets(images: NDArray[np.uint8], folder: Path, *, size: int = 64, wait: bool = True) -> Sheets:
+def make_sheets(images: Images, folder: Path, *, size: int = 64, wait: bool = True) -> Sheets:
     """Turn pictures into sprite sheets in ``folder``; sheets that are there are kept.
 
     Args:
