@@ -268,9 +268,7 @@ class Study:
         finite_rows(found["features"], "features")
         return found["features"]
 
-    def _embed(
-        self, images: Images, report: Report | None = None, *, device: str = "auto", layer: str = ""
-    ) -> Arrays:
+    def _embed(self, images: Images, report: Report | None = None, *, device: str = "auto", layer: str = "") -> Arrays:
         from .encoders.checkpoint import load_encoder
         from .encoders.device import pick_device
 

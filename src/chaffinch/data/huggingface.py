@@ -57,7 +57,7 @@ def _load(name: str, root: Path) -> NoisyDataset:
     tables = {split: _table(folder) for split, folder in splits.items()}
     named = {picture: "image", label: "label"}
     others = set(COLUMNS) - {"image", "label"}
-    wanted: dict[str, str] = {c: named[c] if c in named else c for c in features if c in {*named, *others}}
+    wanted: dict[str, str] = {c: str(named.get(c, c)) for c in features if c in {*named, *others}}
     if unused := [column for column in features if column not in wanted]:
         warnings.append(f"columns that are not used: {shown(', '.join(unused))}")
     columns: dict[str, Any] = {}
