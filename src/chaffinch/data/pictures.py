@@ -243,6 +243,7 @@ def decode(source: Source, tile: tuple[int, ...]) -> NDArray[np.uint8]:
         mode = "L" if len(tile) == 2 else "RGB"
         if picture.format == "JPEG":  # its decoder shrinks by 2, 4 or 8 for nothing; twice the size is left to do well
             picture.draft(mode, (2 * max(tile[:2]), 2 * max(tile[:2])))
+        picture.load()
         turned = _orientation(picture) > 1
         plain = _in_mode(ImageOps.exif_transpose(picture) if turned else picture, mode)
     height, width = tile[:2]
