@@ -131,7 +131,7 @@ class TestColumns:
             ({"label": ["a"] * 4}, "one of the columns image, embedding, pred_probs must be there"),
             ({"image": FOUR, "label": ["a"] * 4, "id": ["1", "2", "1", "3"]}, "id '1' occurs more than once"),
             ({"image": FOUR, "label": ["a"] * 4, "id": ["1", "2", "", "3"]}, "id: row 2 is empty"),
-            ({"image": FOUR, "label": ["a"] * 4, "x": [1] * 4, "y": ["1", "2", "up", "3"]}, "y: row 2 must be a number"),
+            ({"image": FOUR, "label": ["a"] * 4, "x": [1] * 4, "y": ["1", "2", "up", "3"]}, "y: row 2 must be a num"),
             ({"image": FOUR, "label": ["a"] * 4, "kind": ["clean"] * 3 + ["dirty"]}, "kind must be clean, mis"),
             ({"label": ["a"] * 2, "embedding": ["[1, 2]", "[1]"]}, "embedding: row 1 has 1 numbers, row 0 has 2"),
             ({"label": ["a"] * 2, "embedding": ["[1, 2]", "cat"]}, "embedding: row 1 is no list of numbers"),
