@@ -9,6 +9,7 @@ import io
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,7 @@ class Sheets:
 
     def strip(self, indices: Iterable[int]) -> bytes:
         """A PNG of these pictures side by side, in this order: a page of a gallery in one piece."""
-        tiles = _tiles(self, self.images[np.fromiter(indices, np.int64)])
-        return _png(_as_image(np.concatenate(list(tiles), axis=1)))
+        return _strip(self, tuple(int(i) for i in indices))
 
     def fill(self) -> None:
         """Make the missing sheets in a daemon thread; one thread a folder, whoever asks."""
@@ -149,6 +149,13 @@ def _plan_on_disk(folder: Path) -> Any:
         return read_json(folder / "sheets.json")
     except InputError:
         return None
+
+
+@lru_cache(maxsize=16)
+def _strip(sheets: Sheets, indices: tuple[int, ...]) -> bytes:
+    """See `Sheets.strip`; kept, since a page is drawn again at every click, and large files take long to decode."""
+    tiles = _tiles(sheets, sheets.images[np.array(indices, np.int64)])
+    return _png(_as_image(np.concatenate(list(tiles), axis=1)))
 
 
 def _tiles(sheets: Sheets, block: NDArray[np.uint8]) -> NDArray[np.uint8]:

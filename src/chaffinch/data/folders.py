@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,34 +20,43 @@ from .pictures import CHECKED, SUFFIXES, Found, PictureFiles, open_pictures
 SPLITS = ("train", "test")
 
 
+class _File(NamedTuple):
+    """A file below a folder: its relative path, where it really is, and its state."""
+
+    path: str
+    place: str
+    state: os.stat_result
+
+
 def load(name: str, root: Path) -> NoisyDataset:
     """Open a folder of class folders; an id is a picture's path relative to it, with ``/`` on every system.
 
-    Only names, sizes and times are read of a large folder, and some headers (see `open_pictures`). What is hidden,
-    lies in no class folder, leaves the folder by a link, or is no picture by its name is left out with a warning.
+    Only names, sizes and times are read of a large folder, and some headers (see `open_pictures`). What is hidden is
+    passed over; what lies in no class folder, leaves the folder by a link, or is no picture by its name is left out
+    with a warning.
 
     Raises:
         InputError: there is no such folder, or nothing usable in it.
     """
-    refused: list[str] = []
-    files = list(_files(root, refused))
-    others = [path for path, _ in files if _suffix(path) not in SUFFIXES]
-    files = [found for found in files if _suffix(found[0]) in SUFFIXES]
-    tops = {path.split("/")[0] for path, _ in files if path.count("/") > 1}
-    split = tops.issuperset(SPLITS)
+    refused = list[str]()
+    listed = list(_files(root, refused))
+    named = [file for file in listed if _suffix(file.path) in SUFFIXES]
+    split = {file.path.split("/")[0] for file in named if file.path.count("/") > 1}.issuperset(SPLITS)
     depth = 1 if split else 0  # of the class in the path
-    loose = [p for p, _ in files if p.count("/") <= depth or (split and p.split("/")[0] not in SPLITS)]
-    files = [found for found in files if found[0] not in set(loose)] if loose else files
+    files = [f for f in named if f.path.count("/") > depth and (not split or f.path.split("/")[0] in SPLITS)]
+    others = [file.path for file in listed if _suffix(file.path) not in SUFFIXES]
     refused += several(others, "is no picture by its name", "are no pictures by their names")
-    where = "class folder of train and test" if split else "class folder"
-    refused += several(loose, f"lies in no {where}", f"lie in no {where}")
+    if len(files) < len(named):
+        used = {file.path for file in files}
+        room = "class folder of train and test" if split else "class folder"
+        refused += several([f.path for f in named if f.path not in used], f"lies in no {room}", f"lie in no {room}")
     if not files:
         why = f" ({refused[0]})" if refused else ""
         raise InputError(f"{root} holds no pictures in class folders, such as {root.name}/cat/1.png{why}")
-    paths = [path for path, _ in files]
-    stamps = np.array([(state.st_size, state.st_mtime_ns) for _, (_, state) in files], np.int64)
+    paths = [file.path for file in files]
+    stamps = np.array([(file.state.st_size, file.state.st_mtime_ns) for file in files], np.int64)
     try:
-        found = open_pictures([where for _, (where, _) in files], paths, stamps)
+        found = open_pictures([file.place for file in files], paths, stamps)
     except InputError as error:
         raise InputError(f"{root}: {error}") from error
     parts = [paths[row].split("/") for row in found.kept.tolist()]
@@ -58,7 +67,7 @@ def load(name: str, root: Path) -> NoisyDataset:
         raise InputError(f"{root}/train holds no picture that can be read")
     test, strange = test_split(found, tests, given, classes.tolist())
     refused += several(strange, "is of a class that train has not", "are of classes that train has not")
-    data = {"labels": labels, "classes": classes, "ids": np.array(["/".join(part) for part in parts])[~tests]}
+    data = {"labels": labels, "classes": classes, "ids": np.array(paths)[found.kept[~tests]]}
     train = found.pictures.only(~tests)
     return assemble(name, data, train, test, warnings=(*refused, *found.warnings), note=about(train, test, found))
 
@@ -69,11 +78,10 @@ def fingerprint(root: Path) -> str:
     Raises:
         InputError: there is no such folder.
     """
-    entries = [(path, entry) for path, entry in walk(root, [])]
-    if len(entries) > CHECKED:
-        return digest([path for path, _ in entries])
-    states = [(path, entry.stat()) for path, entry in entries]
-    return digest([(path, state.st_size, state.st_mtime_ns) for path, state in states])
+    paths = [path for path, _ in walk(root, [])]
+    if len(paths) > CHECKED:
+        return digest(paths)
+    return digest([(file.path, file.state.st_size, file.state.st_mtime_ns) for file in _files(root, [])])
 
 
 def about(train: PictureFiles, test: Split | None, found: Found) -> str:
@@ -160,11 +168,11 @@ def _unusable(entry: os.DirEntry[str], root: str) -> str:
     return "" if entry.is_file() or entry.is_dir() else "is neither a file nor a folder"
 
 
-def _files(root: Path, refused: list[str]) -> Iterator[tuple[str, tuple[str, os.stat_result]]]:
-    """Relative path of each file, where it really is, and its state."""
+def _files(root: Path, refused: list[str]) -> Iterator[_File]:
+    """What `walk` finds, with its state."""
     for path, entry in walk(root, refused):
         try:
-            yield path, (os.path.realpath(entry.path) if entry.is_symlink() else entry.path, entry.stat())
+            yield _File(path, os.path.realpath(entry.path) if entry.is_symlink() else entry.path, entry.stat())
         except OSError as error:
             refused.append(f"{shown(path)} cannot be read: {error.strerror}; it is left out")
 
