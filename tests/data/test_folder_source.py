@@ -134,6 +134,8 @@ class TestUnreadable:
             opened(tmp_path / "nowhere")
         with pytest.raises(InputError, match=r"1\.png is no folder"):
             opened(folder("cat/1.png") / "cat" / "1.png")
+        with pytest.raises(InputError, match="unknown dataset 'folder:'"):
+            open_dataset("folder:")
         with pytest.raises(InputError, match="no path can have"):
             open_dataset("folder:a\0b")
 
@@ -169,6 +171,15 @@ class TestSafety:
     def test_the_folder_itself_may_be_a_link(self, folder, tmp_path):
         (tmp_path / "link").symlink_to(folder("cat/1.png"))
         assert (opened(tmp_path / "link").observed.images[0] == 90).all()
+
+    def test_a_folder_of_everything_is_not_listed_to_its_end(self, folder, monkeypatch):
+        monkeypatch.setattr(folders, "MOST_FILES", 3)
+        root = folder("cat/1.png", "cat/2.png")
+        assert len(opened(root)) == 2
+        folder("cat/3.png")
+        for open_ in (opened, lambda root: fingerprint(f"folder:{root}")):
+            with pytest.raises(InputError, match="more than 3 files; name a folder closer to the pictures"):
+                open_(root)
 
     def test_a_pipe_does_not_stop_it(self, folder):
         root = folder("cat/1.png")

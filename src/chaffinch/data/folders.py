@@ -19,6 +19,9 @@ from .pictures import CHECKED, SUFFIXES, Found, PictureFiles, open_pictures
 
 SPLITS = ("train", "test")
 
+MOST_FILES = 1_000_000
+"""What is listed of a folder before it is taken for the wrong one, such as the root of a disk."""
+
 
 class _File(NamedTuple):
     """A file below a folder: its relative path, where it really is, and its state."""
@@ -130,12 +133,12 @@ def walk(root: Path, refused: list[str]) -> Iterator[tuple[str, os.DirEntry[str]
         refused: receives one line on each thing that is passed over.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder, or it holds more than `MOST_FILES` files and folders.
     """
     if not root.is_dir():
         raise InputError(f"{root} is no folder" if root.exists() else f"{root} does not exist")
     real = os.path.realpath(root)
-    waiting = [("", real)]
+    waiting, listed = [("", real)], 0
     while waiting:
         above, folder = waiting.pop()
         try:
@@ -144,6 +147,9 @@ def walk(root: Path, refused: list[str]) -> Iterator[tuple[str, os.DirEntry[str]
         except OSError as error:
             refused.append(f"{shown(above) or root} cannot be listed: {error.strerror}; it is left out")
             continue
+        listed += len(entries)
+        if listed > MOST_FILES:
+            raise InputError(f"{root} holds more than {MOST_FILES:,} files; name a folder closer to the pictures")
         below = []
         for entry in entries:
             path = above + entry.name
