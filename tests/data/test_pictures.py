@@ -225,6 +225,13 @@ class TestUnreadable:
         assert found.warnings[0].startswith("p1 is ")
         assert found.warnings[0].endswith("; it is left out")
 
+    def test_its_size_and_colour_decide_nothing(self):
+        large = encoded(Image.fromarray(RNG.integers(0, 256, (90, 90, 3), dtype=np.uint8)))[:-2000]
+        assert look(large) == (90, 90, False)
+        found = open_bytes(plain(), large)
+        assert found.pictures.shape == (1, 20, 20)
+        assert found.note == "20 × 20 pixels, grey"
+
     @pytest.mark.parametrize("kind", ["text", "truncated", "bomb"])
     def test_in_a_large_set_a_grey_picture_stands_in_its_place(self, kind, monkeypatch):
         monkeypatch.setattr(pictures, "CHECKED", 2)

@@ -498,7 +498,7 @@ def test_a_bare_path_opens_and_the_sidebar_shows_at_once_what_was_found(open_app
     assert app.query_params["dataset"] in (f"folder:{birds}", [f"folder:{birds}"])
     assert "have to be embedded first" in app.subheader[0].value
     assert "40 pictures; 12 × 12 pixels, grey" in sidebar(app)
-    assert {"2 classes", "1 warnings"} <= {e.label for e in app.sidebar.expander}
+    assert {"2 classes", "1 warning"} <= {e.label for e in app.sidebar.expander}
     assert "finch: 20  \no*w*l: 20" in sidebar(app)
     assert "finch/[x](http:).png is no picture" in sidebar(app)
     assert "[x](" not in " ".join(caption.value for caption in app.sidebar.caption), "a name is no link"

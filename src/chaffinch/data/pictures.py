@@ -192,20 +192,21 @@ def open_pictures(sources: Sequence[Source], names: Sequence[str], stamps: NDArr
                 looked[row] = look(sources[row])
             except Exception as error:  # see PictureFiles._decode
                 bad[row] = reason(error)
-    small = small and sum(height * width for height, width, _ in looked.values()) <= CHECKED_PIXELS
-    shapes = {(height, width) for height, width, _ in looked.values()}
-    if shapes:
-        store = PictureFiles(sources, names, stamps, np.arange(n), _tile(shapes, all(g for *_, g in looked.values())))
-        for row in looked if small else ():
-            store[row]
-        bad |= store.undecoded
-    if not set(looked) - set(bad):
+    if small and sum(height * width for height, width, _ in looked.values()) <= CHECKED_PIXELS:
+        check = PictureFiles(sources, names, stamps, np.arange(n), (1, 1))
+        for row in looked:
+            check[row]
+        bad |= check.undecoded
+    good = [found for row, found in looked.items() if row not in bad]
+    if not good:
         first = min(bad, default=None)
         why = "" if first is None else f"; the first: {shown(names[first])} {bad[first]}"
         raise InputError(f"none of {len(bad)} pictures looked at can be read{why}")
+    shapes = {(height, width) for height, width, _ in good}
     kept = np.setdiff1d(np.arange(n), list(bad))
+    store = PictureFiles(sources, names, stamps, kept, _tile(shapes, all(grey for *_, grey in good)))
     lost = tuple(f"{shown(names[row])} {why}; it is left out" for row, why in sorted(bad.items()))
-    return Found(store.only(kept), kept, lost, _in_words(shapes, store.tile))
+    return Found(store, kept, lost, _in_words(shapes, store.tile))
 
 
 def _tile(shapes: set[tuple[int, int]], grey: bool) -> tuple[int, ...]:

@@ -119,14 +119,18 @@ def about(study: Study) -> None:
         st.sidebar.caption(plain(dataset.note))
     if not dataset.name.startswith(BUNDLED):
         counts = np.bincount(study.observed.labels, minlength=len(study.observed.classes))
-        with st.sidebar.expander(f"{len(counts):,} classes"):
+        with st.sidebar.expander(_count(len(counts), "class", "classes")):
             largest = np.argsort(-counts, kind="stable")[:LISTED].tolist()
             st.caption(_listed([f"{study.observed.classes[c]}: {counts[c]:,}" for c in largest], len(counts)))
     if troubles := (*dataset.warnings, *dataset.undecoded):
-        with st.sidebar.expander(f"{len(troubles):,} warnings", icon=":material/warning:"):
+        with st.sidebar.expander(_count(len(troubles), "warning", "warnings"), icon=":material/warning:"):
             st.caption(_listed(troubles[:LISTED], len(troubles)))
     if study.encoder == OWN_FEATURES:
         st.sidebar.caption("The features that came with the data are used; no encoder is needed.")
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"
 
 
 def _listed(lines: Sequence[str], total: int) -> str:
