@@ -157,12 +157,21 @@ def test_shards_that_do_not_fit(tmp_path):
         opened(save(tmp_path / "d", features, *shards))
 
 
-def test_a_data_file_that_is_a_link_out_of_the_folder(saved, tmp_path):
-    outside = tmp_path / "outside.arrow"
-    (saved / "data-00000-of-00003.arrow").rename(outside)
-    (saved / "data-00000-of-00003.arrow").symlink_to(outside)
-    with pytest.raises(InputError, match="is a link that leaves the folder"):
+@pytest.mark.parametrize("file", ["data-00000-of-00003.arrow", "state.json", "dataset_info.json"])
+def test_a_file_that_is_a_link_out_of_the_folder(saved, tmp_path, file):
+    outside = tmp_path / "outside"
+    (saved / file).rename(outside)
+    (saved / file).symlink_to(outside)
+    with pytest.raises(InputError, match=f"{file} is a link that leaves the folder"):
         opened(saved)
+
+
+def test_a_split_that_is_a_link_out_of_the_folder(saved, tmp_path):
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "train").symlink_to(saved)
+    (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(InputError, match="train is a link that leaves the folder"):
+        opened(tmp_path / "all")
 
 
 def test_no_folder(tmp_path):

@@ -39,7 +39,7 @@ def _load(name: str, root: Path) -> NoisyDataset:
 
     warnings, splits = list[str](), {"train": root}
     if (root / SPLITS).is_file():
-        splits = {split: root / _plain(split) for split in _strings(read_json(root / SPLITS), "splits")}
+        splits = {split: _inside(root, split) for split in _strings(read_json(_inside(root, SPLITS)), "splits")}
         if not splits:
             raise InputError(f"{SPLITS} names no splits")
         first = "train" if "train" in splits else next(iter(splits))
@@ -49,7 +49,7 @@ def _load(name: str, root: Path) -> NoisyDataset:
         splits = {role: splits[split] for role, split in roles.items() if split in splits}
     elif not (root / STATE).is_file():
         raise InputError(f"this is no folder written by save_to_disk ({STATE} is missing)")
-    info = read_json(splits["train"] / INFO)
+    info = read_json(_inside(splits["train"], INFO))
     features = info.get("features") if isinstance(info, dict) else None
     if not isinstance(features, dict):
         raise InputError(f"{INFO} describes no features")
@@ -115,23 +115,19 @@ def _table(folder: Path) -> Any:
     """The rows of one split, mapped from its Arrow files."""
     import pyarrow as pa
 
-    state = read_json(folder / STATE)
+    state = read_json(_inside(folder, STATE))
     files = state.get("_data_files") if isinstance(state, dict) else None
     names = [_strings(file, "filename", one=True)[0] for file in files] if isinstance(files, list) else []
     if not names:
         raise InputError(f"{folder.name}/{STATE} names no data files")
     tables = []
     for file in names:
-        path = folder / _plain(file)
+        path = _inside(folder, file)
         try:
-            if path.resolve().parent != folder.resolve():
-                raise InputError(f"{shown(file)} is a link that leaves the folder")
             table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
             table.validate(full=True)
             tables.append(table)
         except (pa.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(f"{shown(file)} cannot be read as Arrow: {error}") from error
     try:
         return pa.concat_tables(tables)
@@ -139,11 +135,14 @@ def _table(folder: Path) -> Any:
         raise InputError(f"the files of {folder.name} do not fit each other: {error}") from error
 
 
-def _plain(name: str) -> str:
-    """A name, if it is one of a file or folder in this folder."""
+def _inside(folder: Path, name: str) -> Path:
+    """The path of a file or folder that lies in a folder itself, and not behind a link to elsewhere."""
     if name in ("", ".", "..") or set(name) & set("/\\\0") or Path(name).drive:
         raise InputError(f"{name!r} is no name of a file in this folder")
-    return name
+    path = folder / name
+    if path.resolve().parent != folder.resolve():
+        raise InputError(f"{shown(name)} is a link that leaves the folder")
+    return path
 
 
 def _strings(value: Any, key: str, *, one: bool = False) -> list[str]:

@@ -316,9 +316,10 @@ def _matrices(columns: Columns, rows: NDArray[np.int64]) -> dict[str, NDArray[An
     return found
 
 
-def _matrix(values: Any, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _matrix(values: Any, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Lists of the same length, one a row, as (N, D)."""
     if isinstance(values, np.ndarray):
-        return values[rows].astype(np.float64)
+        return values[rows]
     lists = list[NDArray[np.float64]]()
     for row in rows.tolist():
         try:
