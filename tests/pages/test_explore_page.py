@@ -489,7 +489,7 @@ def sidebar(app: AppTest) -> str:
 
 
 def test_a_bare_path_opens_and_the_sidebar_shows_at_once_what_was_found(open_app, birds, save_encoder):
-    save_encoder()
+    save_encoder(sizes={"shape": [1, 9, 8]})
     app = open_app(Spec(encoder="tiny", map="pca"))
     app.selectbox(key="source").set_value("own").run()
     assert "path of your data" in app.info[0].value
@@ -497,7 +497,7 @@ def test_a_bare_path_opens_and_the_sidebar_shows_at_once_what_was_found(open_app
     assert not app.exception
     assert app.query_params["dataset"] in (f"folder:{birds}", [f"folder:{birds}"])
     assert "have to be embedded first" in app.subheader[0].value
-    assert "40 pictures; 12 × 12 pixels, grey" in sidebar(app)
+    assert "40 pictures; 12 × 12 pixels, grey; tiny sees pictures in grey at 8 × 9" in sidebar(app)
     assert {"2 classes", "1 warning"} <= {e.label for e in app.sidebar.expander}
     assert "finch: 20  \no*w*l: 20" in sidebar(app)
     assert "finch/[x](http:).png is no picture" in sidebar(app)
@@ -529,6 +529,7 @@ def test_a_zip_that_is_dropped_is_unpacked_into_the_workspace_and_opened(open_ap
     (place,) = (workspace.root / "archives").iterdir()
     assert app.text_input(key="file").value == f"folder:{place / 'birds'}"
     assert "40 pictures; 12 × 12 pixels, grey" in sidebar(app)
+    assert "sees pictures" not in sidebar(app)
 
 
 def test_a_zip_that_is_refused_says_why(open_app, workspace):

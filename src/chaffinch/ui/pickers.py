@@ -115,8 +115,8 @@ def _own(current: str) -> str:
 def about(study: Study) -> None:
     """What was found in the dataset: where it comes from, its classes, and what was left out."""
     dataset = study.dataset
-    if dataset.note:
-        st.sidebar.caption(plain(dataset.note))
+    if told := "; ".join(filter(None, (dataset.note, _sight(study)))):
+        st.sidebar.caption(plain(told))
     if not dataset.name.startswith(BUNDLED):
         counts = np.bincount(study.observed.labels, minlength=len(study.observed.classes))
         with st.sidebar.expander(_count(len(counts), "class", "classes")):
@@ -127,6 +127,17 @@ def about(study: Study) -> None:
             st.caption(_listed(troubles[:LISTED], len(troubles)))
     if study.encoder == OWN_FEATURES:
         st.sidebar.caption("The features that came with the data are used; no encoder is needed.")
+
+
+def _sight(study: Study) -> str:
+    """What the encoder makes of the pictures before it looks at them, if anything."""
+    images = study.observed.images
+    if images is None or study.encoder == OWN_FEATURES:
+        return ""
+    channels, *size = study.card().get("sizes", {}).get("shape") or [0]
+    if not size or [channels, *size] == [1 if images.ndim == 3 else 3, *images.shape[1:3]]:
+        return ""
+    return f"{study.encoder} sees pictures in {'grey' if channels == 1 else 'colour'} at {size[1]} × {size[0]}"
 
 
 def _count(number: int, one: str, more: str) -> str:
