@@ -63,16 +63,16 @@ def test_the_smallest_network_comes_first():
 
 
 def test_a_free_name_is_nobodys(workspace, save_encoder):
-    assert training.free_name(workspace, "ce") == "ce"
-    save_encoder("ce")
-    assert training.free_name(workspace, "ce") == "ce-2"
-    partial = workspace.folder("encoders") / "ce-2.partial.safetensors"
+    assert training.free_name(workspace, "mine") == "mine"
+    save_encoder("mine")
+    assert training.free_name(workspace, "mine") == "mine-2"
+    partial = workspace.folder("encoders") / "mine-2.partial.safetensors"
     partial.write_bytes(b"begun")
-    assert training.free_name(workspace, "ce") == "ce-3"
-    training.discard(workspace, "ce-2")
+    assert training.free_name(workspace, "mine") == "mine-3"
+    training.discard(workspace, "mine-2")
     assert not partial.exists()
-    assert training.free_name(workspace, "ce") == "ce-2"
-    training.discard(workspace, "ce-2")  # gone already
+    assert training.free_name(workspace, "mine") == "mine-2"
+    training.discard(workspace, "mine-2")  # gone already
     assert training.free_name(workspace, "simclr") == "simclr-2"  # a shipped encoder is called so
 
 

@@ -84,8 +84,9 @@ class Plan:
         Raises:
             InputError: there is no such trainer, or it has no such parameter.
         """
-        given, method = self.parameters.get(trainer, {}), find_method("trainer", trainer)
-        if self.warmup and "warmup" in method_options(method, given):
+        given = self.parameters.get(trainer, {})
+        options = method_options(find_method("trainer", trainer), given)
+        if self.warmup and "warmup" in options:
             given = {"warmup": max(1, round(self.warmup * self.epochs))} | given
         return given
 
@@ -102,25 +103,24 @@ PLANS = {
         noises=(0.2, 0.4, 0.6, 0.8),
         seeds=(0, 1, 2),
         samples=3_000,
+        epochs=24,
         batch=64,
         learning_rate=0.05,
         start_epochs=100,
         start_batch=256,
         warmup=1 / 6,
         parameters={
-            "small-loss": {"threshold": 0.5},
-            "lsa": {"threshold": 0.5, "layer": "final"},
-            "alternate": {"threshold": 0.5, "layer": "final"},
-            "pls": {"threshold": 0.5},
-            "pls-lsa": {"threshold": 0.5, "layer": "final"},
+            "lsa": {"layer": "final"},
+            "alternate": {"layer": "final"},
+            "pls-lsa": {"layer": "final", "balance": 1.0},
         },
     )
 }
-"""Of the lesson: few pictures and small batches, so that a laptop gets through many epochs and steps. Where the paper has
-a hundred classes and a few swapped labels, here are seven and many, and they cost most. A rule that is 95 % sure flags
-them alone, and a plane between them and the rest finds nothing foreign (AUROC 0.2 to 0.6 in a trial at 60 % noise).
-At 50 % the seeds hold both kinds, and the plane finds the foreign ones (0.9), best in the last layer. An epoch here is
-47 steps, a quarter of one of the paper's smallest, so warming up takes five.
+"""Of the lesson: few pictures and small batches, so that a laptop gets through many epochs and steps. Detectors keep
+the paper's threshold. What differs: the plane cuts the last layer, where these small networks separate foreign pictures
+best; an epoch is 47 steps, a quarter of one of the paper's smallest, so warming up takes a sixth of the epochs; and
+PLS-LSA has PLS's balance penalty, as on WebVision in the paper. Without it one class of seven was lost: all shirts
+were flagged and guessed to be something else (recall 0.00, accuracy 0.74 against 0.84 of mixup at 20 % noise).
 """
 
 

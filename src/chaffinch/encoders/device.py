@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 from pathlib import Path
@@ -67,6 +68,8 @@ def engine(device: str, precision: str) -> Fabric:
     """What runs the training: one process, or those that ``torchrun`` has started."""
     from lightning_fabric import Fabric
 
+    # it would say at every start which precision it uses, on the terminal of somebody who has asked for --quiet
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     accelerator, _, number = device.partition(":")
     mixed = "bf16-mixed" if precision == "bfloat16" else "32-true"
     world, local = int(os.environ.get("WORLD_SIZE", "1")), local_processes()
