@@ -12,17 +12,14 @@ shell.enter("pages/compare.py")
 with shell.explained():
     before = shell.current_spec()
     spec = pickers.dataset_and_encoder(before)
-    if not spec.dataset:
-        st.info("Enter the path of an .npz archive in the sidebar: labels, and one of images, features, pred_probs.")
-        st.stop()
     study = cached.study(spec)
+    pickers.about(study)
     if not study.has_features():
         shell.keep(spec)
         st.subheader("These pictures have to be embedded first")
         st.caption("This happens once for a draw and an encoder; the result is kept.")
         jobs.prepare(study, spec)
         st.stop()
-    pickers.about(study)
     spec = pickers.detectors(spec, study)
     known = explore.known_detections(study, spec.detectors)
     found = list(known.values())

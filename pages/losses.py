@@ -11,10 +11,8 @@ shell.enter("pages/losses.py")
 with shell.explained():
     before = shell.current_spec()
     spec = pickers.dataset_and_encoder(before)
-    if not spec.dataset:
-        st.info("Enter the path of an .npz archive in the sidebar: labels, and one of images, features, pred_probs.")
-        st.stop()
     study = cached.study(spec)
+    pickers.about(study)
     if study.observed.images is None:
         shell.keep(spec)
         st.info("There are no pictures in this dataset for an encoder to see. Choose another one in the sidebar.")
@@ -25,7 +23,6 @@ with shell.explained():
         st.caption("This happens once for a draw and an encoder; the result is kept.")
         jobs.prepare(study, spec)
         st.stop()
-    pickers.about(study)
     spec = pickers.detectors(spec, study)
     focus = study.position(spec.sample)
 

@@ -16,6 +16,7 @@ from chaffinch import __version__, registry
 from chaffinch.base.files import asset
 from chaffinch.cli import Meter, clock, main
 from chaffinch.exports import read_table
+from chaffinch.spec import Spec
 
 DETECTORS = {"lsa", "small-loss", "knn-label", "knn-distance", "confident-learning"}
 FIGURES = {
@@ -839,3 +840,32 @@ def test_no_verdict_is_told_where_everything_was_asked_for(document, arrays_file
     found = document("detect", name, "--detector", "all", "--verdict")
     assert "verdict" not in found
     assert "too few" in found["skipped"]["verdict"]
+
+
+class TestApp:
+    @pytest.fixture
+    def served(self, run, monkeypatch):
+        """A function that runs ``app`` and returns the dataset that the server would open."""
+
+        def call(name):
+            given = []
+            monkeypatch.setattr(os, "execve", lambda path, argv, environment: given.append(environment))
+            monkeypatch.setattr(subprocess, "call", lambda argv, env: given.append(env) or 0)
+            run("app", name)
+            return Spec.from_toml(given[0]["CHAFFINCH_SPEC"]).dataset
+
+        return call
+
+    @pytest.mark.parametrize("kind", ["folder", "hf", "table", "arrays"])
+    def test_the_server_changes_its_folder_so_paths_are_made_absolute(self, served, kind, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data.csv").touch()
+        path = "data.csv" if kind in ("table", "arrays") else "data"
+        assert served(f"{kind}:./{path}") == f"{kind}:{tmp_path / path}"
+
+    @pytest.mark.parametrize("kind", ["folder", "hf", "table", "arrays"])
+    def test_a_path_that_is_not_there_is_an_error_now(self, run, kind, tmp_path):
+        code, out, err = run("app", f"{kind}:{tmp_path / 'none'}")
+        assert (code, out) == (2, "")
+        assert "none" in err

@@ -1,6 +1,7 @@
 """The cleaned dataset: decisions first, then the policy; safe names; whole or not at all; the same again."""
 
 import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -220,24 +221,38 @@ class TestPictures:
         assert len(files) == 60
         assert all(p.resolve().is_relative_to(tmp_path / "a" / "out" / "pictures") for p in files)
 
-    def test_links_and_copies_of_files(self, study, pictures, workspace, tmp_path):
-        class Store(np.ndarray):
-            paths: list[str]
-
-        (tmp_path / "files").mkdir()
-        images = pictures.observed.images.view(Store)
-        images.paths = [str(tmp_path / "files" / f"{i}.JPG") for i in range(60)]
-        for path in images.paths:
-            Path(path).write_bytes(f"the bytes of {path}".encode())
-        object.__setattr__(study.observed, "images", images)
+    def test_links_and_copies_of_files(self, pictures, workspace, save_encoder, tmp_path):
+        save_encoder()
+        for i, (image, label) in enumerate(zip(pictures.observed.images, pictures.observed.labels, strict=True)):
+            path = tmp_path / "files" / pictures.observed.classes[label] / f"{i:02d}.PNG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        study = Study(f"folder:{tmp_path / 'files'}", "tiny", workspace=workspace)
+        originals = [str(tmp_path / "files" / name) for name in study.observed.ids]
         for way in ("links", "copies"):
             export = make(study, [], pictures=way)
             write(export, tmp_path / way)
             first = tmp_path / way / export.names[0]
-            assert first.suffix == ".jpg"
+            assert first.suffix == ".png"
             assert first.is_symlink() == (way == "links")
-            assert first.read_bytes() == Path(images.paths[0]).read_bytes()
-        assert make(study, []).table["filepath"].tolist() == images.paths
+            assert first.read_bytes() == Path(originals[0]).read_bytes()
+        assert make(study, []).table["filepath"].tolist() == originals
+
+    def test_pictures_inside_a_table_are_copied_but_not_linked(self, pictures, workspace, save_encoder, tmp_path):
+        save_encoder()
+        cells = []
+        for image in pictures.observed.images:
+            Image.fromarray(image).save(buffer := io.BytesIO(), format="PNG")
+            cells.append(buffer.getvalue())
+        names = np.array(pictures.observed.classes)[pictures.observed.labels]
+        pd.DataFrame({"image": cells, "label": names}).to_parquet(tmp_path / "table.parquet")
+        study = Study(f"table:{tmp_path / 'table.parquet'}", "tiny", workspace=workspace)
+        with pytest.raises(InputError, match="not made of files to link to; use --pictures copies"):
+            make(study, [], pictures="links")
+        export = make(study, [], pictures="copies")
+        write(export, tmp_path / "out")
+        with Image.open(tmp_path / "out" / export.names[3]) as picture:
+            np.testing.assert_array_equal(np.asarray(picture), pictures.observed.images[3])
 
     def test_what_is_not_there_is_told(self, study, blobs, workspace):
         with pytest.raises(InputError, match="not made of files to link to; use --pictures copies"):

@@ -97,3 +97,24 @@ def test_a_strip_holds_the_asked_pictures_in_order(tmp_path: Path, shape: tuple[
     assert strip.shape[:2] == (sheets.height, 3 * sheets.width)
     for place, i in enumerate([7, 0, 7]):
         assert np.array_equal(strip[:, place * sheets.width : (place + 1) * sheets.width], tile(sheets, i))
+
+
+def test_pictures_in_files_are_decoded_once_for_a_page_and_a_sheet_at_a_time(tmp_path: Path) -> None:
+    class Store:
+        shape, ndim, dtype = (1200, 8, 8), 3, np.dtype(np.uint8)
+        whole = np.random.default_rng(4).integers(0, 256, shape, dtype=np.uint8)
+        asked: list[int] = []
+
+        def __getitem__(self, rows):
+            found = self.whole[rows]
+            self.asked.append(len(found))
+            return found
+
+    store = Store()
+    sheets = make_sheets(store, tmp_path)
+    assert store.asked == [500, 500, 200]
+    np.testing.assert_array_equal(tile(sheets, 1100), store.whole[1100])
+    strips = {sheets.strip([7, 1100, 3]) for _ in range(3)}
+    assert store.asked == [500, 500, 200, 3]
+    strip = np.asarray(Image.open(io.BytesIO(strips.pop())))
+    np.testing.assert_array_equal(strip, np.concatenate(store.whole[[7, 1100, 3]], axis=1))

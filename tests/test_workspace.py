@@ -262,7 +262,9 @@ def full(workspace):
 
 
 def test_sizes(workspace, full):
-    assert full.sizes() == {"results": 3, "encoders": 4, "trainings": 24, "notes": 32, "decisions": 448}
+    assert full.sizes() == {
+        "results": 3, "encoders": 4, "trainings": 24, "archives": 32, "notes": 64, "decisions": 896,
+    }  # fmt: skip
     assert sum(Workspace(workspace.root / "nowhere").sizes().values()) == 0
 
 
@@ -271,7 +273,8 @@ def test_sizes(workspace, full):
     [
         ("results", {"results"}),
         ("encoders", {"encoders"}),
-        ("all", {"results", "encoders", "trainings", "notes"}),
+        ("archives", {"archives"}),
+        ("all", {"results", "encoders", "trainings", "archives", "notes"}),
         ("decisions", {"decisions"}),
     ],
 )
@@ -283,7 +286,7 @@ def test_clearing_removes_what_was_named(full, what, gone):
 
 
 def test_clearing_what_is_not_there_or_at_work(full):
-    with pytest.raises(InputError, match="'everything' cannot be cleared; choose results, encoders, all, decisions"):
+    with pytest.raises(InputError, match="'everything' cannot be cleared; choose results, encoders, arch"):
         full.clear("everything")
     before = full.sizes()
     full.note("train-x", {"what": "epoch 1", "pid": os.getpid()})

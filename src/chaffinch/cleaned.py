@@ -44,6 +44,7 @@ from . import __version__
 from .base.errors import InputError
 from .base.files import digest, read_json, sha256_file, write_json
 from .data import NoisyDataset
+from .data.pictures import PictureFiles
 from .exports import write_table
 from .reviews import Choice, Decision, suggest
 from .spec import MAPS, Cut
@@ -173,9 +174,9 @@ class Export:
 
 
 def files_of(dataset: NoisyDataset) -> tuple[str, ...] | None:
-    """Paths of a dataset's pictures: what its store of images calls ``paths``; None for pictures in memory."""
-    paths = getattr(dataset.observed.images, "paths", None)
-    return None if paths is None else tuple(map(str, paths))
+    """Paths of a dataset's pictures; None for pictures in memory, or inside a table."""
+    images = dataset.observed.images
+    return images.paths if isinstance(images, PictureFiles) else None
 
 
 def make(

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,17 @@ if TYPE_CHECKING:
     from .workspace import Workspace
 
 DATASET_HELP = """fashion-web, a draw such as fashion-web:noise=0.6,ood=0.5,flips=asymmetric,seed=3,n=6000 (noise: share
-of noisy pictures; ood: share of those that is foreign; flips: symmetric, asymmetric or instance), or arrays:PATH.npz
-with labels (N,) and one or more of images (N,H,W[,3]) uint8, features (N,D), pred_probs (N,C); optional classes, ids,
-true_labels (-1 = foreign), kind, xy (N,2), trusted (N,) bool"""
+of noisy pictures; ood: share of those that is foreign; flips: symmetric, asymmetric or instance); or folder:PATH with a
+sub-folder of pictures for each class (below train and test, where both are there); or table:PATH.csv or .parquet with
+columns label and one or more of image (path relative to the table, or bytes), embedding and pred_probs (lists);
+optional id, split, true_label, kind, x, y; or arrays:PATH.npz with labels (N,) and one or more of images (N,H,W[,3])
+uint8, features (N,D), pred_probs (N,C); optional classes, ids, true_labels (-1 = foreign), kind, xy (N,2), trusted (N,)
+bool; or hf:PATH, a folder written by save_to_disk of Hugging Face datasets"""
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"chaffinch: warning: {line}", file=sys.stderr)
 
 
 class Meter:
@@ -79,7 +88,9 @@ def _detect(args: argparse.Namespace) -> int:
     if every:  # those that are named besides keep their cut
         named = {c.detector: c for c in cuts}
         cuts = [named.get(slug, Cut(slug)) for slug in sorted({*registry.methods("detector"), *named})]
+    _warn(study.dataset.warnings)
     study.embed(meter, device=args.device)
+    _warn(study.dataset.undecoded)
     done, skipped = run_detectors(study, cuts, skip=every, report=meter)
     if any(c.rule == RULES[0] and c.budget is None and c.score is None for c in cuts):
         with suppress(InputError):  # without a verdict these cuts are the methods' own rules
@@ -203,7 +214,9 @@ def _embed(args: argparse.Namespace) -> int:
     workspace = Workspace(args.workspace)
     study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed)
     report = _reporter(workspace, args.job, meter)
+    _warn(study.dataset.warnings)
     study.embed(report, device=args.device)
+    _warn(study.dataset.undecoded)
     report("neighbours", 0.0)
     study.map(args.map, report)
     with suppress(InputError):  # too few samples, or one class: there is none
@@ -254,6 +267,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
     check_seed(args.seed)
     parameters = ({"temperature": args.temperature} if args.temperature is not None else {}) | _settings(args.set)
     dataset = open_dataset(args.dataset)
+    _warn(dataset.warnings)
     workspace = Workspace(args.workspace)
     folder = _folder(args.out) if args.out else workspace.folder("encoders")
     every = args.loss == "all"
@@ -289,6 +303,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
             failed += 1
             continue
         print(f"trained: {path}")
+    _warn(dataset.undecoded)
     return int(failed > 0)
 
 
@@ -334,6 +349,7 @@ def _train(args: argparse.Namespace) -> int:
     check_seed(args.seed)
     parameters = method_options(find_method("trainer", args.trainer), _settings(args.set))
     dataset, workspace = open_dataset(args.dataset), Workspace(args.workspace)
+    _warn(dataset.warnings)
     start = None if args.start == "scratch" else load_encoder(find_encoder(workspace, args.start)[0])
     seed = f"-s{args.seed}" if args.seed else ""
     name = _named(args.name or f"{args.trainer}{seed}-{dataset.digest[:8]}")
@@ -360,6 +376,7 @@ def _train(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on from the last whole epoch in {folder}", file=sys.stderr)
         return 1
+    _warn(dataset.undecoded)
     run = TrainingRun(folder)
     if args.job:
         workspace.note(args.job, {"done": True, "run": name} | _course(run.epochs))
@@ -400,10 +417,12 @@ def _compare_encoders(args: argparse.Namespace) -> int:
 
     workspace = Workspace(args.workspace)
     dataset = open_dataset(args.dataset)
+    _warn(dataset.warnings)
     report = _reporter(workspace, args.job, Meter(args.quiet))
     rows, failed = line_up(
         dataset, args.encoder, workspace=workspace, seed=args.seed, report=report, skip=not args.encoder
     )
+    _warn(dataset.undecoded)
     if args.job:
         workspace.note(args.job, {"done": True, "skipped": failed})
     if args.ship:
@@ -580,12 +599,9 @@ def _app(args: argparse.Namespace) -> int:
             environment[name] = str(Path(environment[name]).expanduser().resolve())
     spec = Spec(encoder=args.encoder, seed=args.seed)
     if args.dataset:
-        from .data.sources import fingerprint
+        from .data.sources import fingerprint, resolved
 
-        name = args.dataset
-        source, _, path = name.partition(":")
-        if source == "arrays":
-            name = f"arrays:{Path(path).expanduser().resolve()}"
+        name = resolved(args.dataset)
         fingerprint(name)  # a file that is not there is an error now, not in the browser
         spec = replace(spec, dataset=name)
     environment["CHAFFINCH_SPEC"] = spec.to_toml()
@@ -774,9 +790,9 @@ def _parser() -> argparse.ArgumentParser:
 
     room = commands.add_parser("workspace", parents=[common], help="show how large the workspace is, or clear it")
     room.add_argument(
-        "--clear", choices=("results", "encoders", "all", "decisions"),
-        help="remove computed results, trained encoders, or all but decisions; with the app stopped. Decisions go only "
-        "if they are named",
+        "--clear", choices=("results", "encoders", "archives", "all", "decisions"),
+        help="remove computed results, trained encoders, unpacked archives, or all but decisions; with the app "
+        "stopped. Decisions go only if they are named",
     )  # fmt: skip
     room.add_argument("--yes", action="store_true", help="yes, remove it")
     room.add_argument("--json", action="store_true", help="one JSON document on standard output")

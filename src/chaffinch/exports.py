@@ -10,24 +10,13 @@ import pandas as pd
 
 from .base.errors import InputError
 from .base.files import replacing
+from .base.text import escape, unescape
 
 FORMATS = (".parquet", ".csv")
-_RUNNABLE = re.compile(r"'*[=+\-@\t\r]")
-_ESCAPED = re.compile(r"'+[=+\-@\t\r]")
 _TEXT = re.compile(
     r"(id|kind|(.+_)?label|(.+_)?suggestion|filepath|ground_truth|tags|action|action_by|decision|who|when|reason)$"
 )
 """Columns that are text in a CSV even if every cell looks like a number or is empty."""
-
-
-def escape(text: str) -> str:
-    """Put an apostrophe before text that a spreadsheet would run as a formula."""
-    return "'" + text if _RUNNABLE.match(text) else text
-
-
-def unescape(text: str) -> str:
-    """Undo `escape`."""
-    return text[1:] if _ESCAPED.match(text) else text
 
 
 def to_csv(table: pd.DataFrame) -> str:

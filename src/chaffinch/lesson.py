@@ -139,7 +139,7 @@ def tell(plan: Plan, noise: float, folder: Path, report: Callable[[str, float], 
     dataset = open_dataset(plan.dataset(noise))
     assert dataset.truth is not None
     assert dataset.observed.images is not None
-    images, kind, y = dataset.observed.images, dataset.truth.kind, dataset.observed.labels
+    images, kind, y = np.asarray(dataset.observed.images), dataset.truth.kind, dataset.observed.labels
     if not start_file(plan, noise, folder).exists():
         raise InputError(f"the start of {noise:.0%} noise is not in {folder}; run 'chaffinch experiment {plan.name}'")
     runs = [TrainingRun(run_folder(plan, (TEACHER, noise, seed), folder)) for seed in plan.seeds]

@@ -27,8 +27,9 @@ from .base.mixture import fit_mixture
 from .base.record import Record, load_record
 from .base.training_run import TrainingRun
 from .card import KINDS
-from .data import CLEAN, OOD, NoisyDataset, open_dataset
+from .data import CLEAN, OOD, Images, NoisyDataset, PictureFiles, open_dataset
 from .data.dataset import finite_rows
+from .data.pictures import key_of, some
 from .detectors.base import Trusted, cut, ranks
 from .evidence import REMEDIES, Evidence
 from .metrics.detection import decision, ranking
@@ -261,20 +262,23 @@ class Study:
         if images is None:
             return None
         make = partial(self._embed, images, report, device=device)
-        features = self.workspace.remember("features", self.key, make)["features"]
-        finite_rows(features, "features")
-        return features
+        found = self.workspace.remember("features", self.key, make)
+        if isinstance(images, PictureFiles) and "undecoded" in found:
+            images.recall(found["undecoded"])
+        finite_rows(found["features"], "features")
+        return found["features"]
 
-    def _embed(
-        self, images: NDArray[np.uint8], report: Report | None = None, *, device: str = "auto", layer: str = ""
-    ) -> Arrays:
+    def _embed(self, images: Images, report: Report | None = None, *, device: str = "auto", layer: str = "") -> Arrays:
         from .encoders.checkpoint import load_encoder
         from .encoders.device import pick_device
 
         encoder = load_encoder(self._encoder()[0])
         tell = (lambda share: report("embedding", share)) if report else None
         layer = layer or self.encoder.partition(":")[2] or "final"
-        return {"features": encoder.embed(images, layer=layer, device=pick_device(device), progress=tell)}
+        found: Arrays = {"features": encoder.embed(images, layer=layer, device=pick_device(device), progress=tell)}
+        if isinstance(images, PictureFiles) and (undecoded := images.undecoded):
+            found["undecoded"] = np.array(sorted(undecoded))
+        return found
 
     @cached_property
     def features(self) -> NDArray[np.float32] | None:
@@ -326,16 +330,16 @@ class Study:
         images, labels = aside
 
         def embed() -> Trusted:
-            key = digest(self._weights(), images, VERSIONS["features"])
+            key = digest(self._weights(), key_of(images), VERSIONS["features"])
             features = self.workspace.remember("trusted", key, lambda: self._embed(images))["features"]
             return Trusted(features, labels, np.full(len(labels), -1))
 
         return embed
 
-    def _aside(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+    def _aside(self) -> tuple[Images, NDArray[np.int64]] | None:
         """Pictures and labels of the test samples that are set aside as trusted."""
         test, places = self.dataset.test, self.dataset.trusted
-        return None if test is None or not len(places) else (test.images[places], test.labels[places])
+        return None if test is None or not len(places) else (some(test.images, places), test.labels[places])
 
     def card(self) -> dict[str, Any]:
         """The model card of the encoder.
@@ -361,8 +365,8 @@ class Study:
         rows = np.setdiff1d(np.arange(len(test.labels)), self.dataset.trusted)
         if not len(rows):
             return None
-        images = test.images[rows]
-        key = digest(self._weights(), images, VERSIONS["features"])
+        images = some(test.images, rows)
+        key = digest(self._weights(), key_of(images), VERSIONS["features"])
         return self.workspace.remember("test", key, lambda: self._embed(images))["features"], test.labels[rows]
 
     def two_views(self, most: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:

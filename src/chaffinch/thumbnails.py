@@ -9,6 +9,7 @@ import io
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from .base.errors import InputError
 from .base.files import read_json, replacing, write_json
+from .data import Images
 
 COLUMNS = 25
 PER_SHEET = 500
@@ -34,7 +36,7 @@ class Sheets:
         columns: tiles in a row of a sheet.
         per_sheet: tiles on a sheet.
         count: number of pictures, N.
-        images: (N, H, W) or (N, H, W, 3) uint8.
+        images: (N, H, W) or (N, H, W, 3) uint8; those in files are decoded a sheet at a time.
     """
 
     folder: Path
@@ -43,7 +45,7 @@ class Sheets:
     columns: int
     per_sheet: int
     count: int
-    images: NDArray[np.uint8] = field(repr=False, compare=False)
+    images: Images = field(repr=False, compare=False)
 
     def plan(self) -> dict[str, int]:
         """The numbers a browser needs to find a tile."""
@@ -78,8 +80,7 @@ class Sheets:
 
     def strip(self, indices: Iterable[int]) -> bytes:
         """A PNG of these pictures side by side, in this order: a page of a gallery in one piece."""
-        tiles = _tiles(self, self.images[np.fromiter(indices, np.int64)])
-        return _png(_as_image(np.concatenate(list(tiles), axis=1)))
+        return _strip(self, tuple(int(i) for i in indices))
 
     def fill(self) -> None:
         """Make the missing sheets in a daemon thread; one thread a folder, whoever asks."""
@@ -98,7 +99,7 @@ class Sheets:
         threading.Thread(target=work, name="thumbnails", daemon=True).start()
 
 
-def make_sheets(images: NDArray[np.uint8], folder: Path, *, size: int = 64, wait: bool = True) -> Sheets:
+def make_sheets(images: Images, folder: Path, *, size: int = 64, wait: bool = True) -> Sheets:
     """Turn pictures into sprite sheets in ``folder``; sheets that are there are kept.
 
     Args:
@@ -148,6 +149,13 @@ def _plan_on_disk(folder: Path) -> Any:
         return read_json(folder / "sheets.json")
     except InputError:
         return None
+
+
+@lru_cache(maxsize=16)
+def _strip(sheets: Sheets, indices: tuple[int, ...]) -> bytes:
+    """See `Sheets.strip`; kept, since a page is drawn again at every click, and large files take long to decode."""
+    tiles = _tiles(sheets, sheets.images[np.array(indices, np.int64)])
+    return _png(_as_image(np.concatenate(list(tiles), axis=1)))
 
 
 def _tiles(sheets: Sheets, block: NDArray[np.uint8]) -> NDArray[np.uint8]:

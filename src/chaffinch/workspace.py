@@ -27,15 +27,18 @@ PARTS = {
     "results": ("results", "thumbnails"),
     "encoders": ("encoders",),
     "trainings": ("runs", "experiments"),
+    "archives": ("archives",),
     "notes": ("notes",),
     "decisions": ("reviews.sqlite", "reviews.sqlite-wal", "reviews.sqlite-shm"),
 }
-"""What a workspace holds: results can be computed again, encoders and trainings in a long time, decisions never."""
+"""What a workspace holds: results can be computed again, encoders and trainings in a long time, archives can be dropped
+on the page again, decisions cannot be had again."""
 
 CLEARED = {
     "results": ("results",),
     "encoders": ("encoders",),
-    "all": ("results", "encoders", "trainings", "notes"),
+    "archives": ("archives",),
+    "all": ("results", "encoders", "trainings", "archives", "notes"),
     "decisions": ("decisions",),
 }
 """What can be cleared, and the parts that go. Decisions go only when they are named."""

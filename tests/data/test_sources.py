@@ -5,7 +5,8 @@ import pytest
 
 from chaffinch.base.errors import InputError
 from chaffinch.data import CLEAN, MISLABELLED, OOD, open_dataset
-from chaffinch.data.sources import ARRAY_KEYS, fingerprint
+from chaffinch.data.arrays import ARRAY_KEYS
+from chaffinch.data.sources import fingerprint
 
 RNG = np.random.default_rng(0)
 GOOD = {

@@ -90,13 +90,48 @@ def test_embed_colour():
     assert encoder(channels=3).embed(images).shape == (3, 32)
 
 
-@pytest.mark.parametrize(("channels", "shape"), [(1, (2, 12, 12, 3)), (3, (2, 12, 12))])
-def test_wrong_channels(channels, shape):
-    there = shape[3] if len(shape) == 4 else 1
-    with pytest.raises(
-        InputError, match=rf"toy was trained on pictures with {channels} channel\(s\), these have {there}"
-    ):
-        encoder(channels=channels).embed(np.zeros(shape, np.uint8))
+def test_colour_pictures_are_made_grey_for_a_grey_network_and_the_other_way_round():
+    grey = np.random.default_rng(5).integers(0, 256, (3, 12, 12), dtype=np.uint8)
+    alike = np.repeat(grey[..., None], 3, axis=3)
+    np.testing.assert_allclose(encoder().embed(alike), encoder().embed(grey), atol=1e-5)
+    wide = encoder(channels=3)
+    np.testing.assert_array_equal(wide.embed(grey), wide.embed(alike))
+    red = np.zeros((1, 12, 12, 3), np.uint8)
+    red[..., 0] = 200
+    as_grey = np.full((1, 12, 12), 60, np.uint8)  # 0.299 of 200
+    np.testing.assert_allclose(encoder().embed(red), encoder().embed(as_grey), atol=1e-2)
+
+
+def test_pictures_of_another_size_are_fitted_to_the_size_of_the_card():
+    sizes = {"shape": [1, 12, 12]}
+    large = np.zeros((2, 24, 24), np.uint8)
+    large[0, :12], large[1] = 90, 200
+    small = large[:, ::2, ::2]
+    fitted = encoder(sizes=sizes)
+    np.testing.assert_array_equal(fitted.embed(small), encoder().embed(small))
+    np.testing.assert_allclose(fitted.embed(large[1:]), encoder().embed(small[1:]), atol=1e-5)
+    wide = np.full((1, 12, 24), 255, np.uint8)  # fits at half its size, black above and below
+    letterbox = np.zeros((1, 12, 12), np.uint8)
+    letterbox[:, 3:9] = 255
+    np.testing.assert_allclose(fitted.embed(wide), encoder().embed(letterbox), atol=1e-5)
+    assert not np.allclose(fitted.embed(large), encoder().embed(large), atol=1e-3)
+
+
+def test_pictures_in_files_are_decoded_a_batch_at_a_time():
+    class Store:
+        shape, ndim, dtype, most = (7, 12, 12), 3, np.dtype(np.uint8), 0
+        whole = np.random.default_rng(6).integers(0, 256, (7, 12, 12), dtype=np.uint8)
+
+        def __len__(self):
+            return 7
+
+        def __getitem__(self, rows):
+            self.most = max(self.most, len(self.whole[rows]))
+            return self.whole[rows]
+
+    store = Store()
+    np.testing.assert_array_equal(encoder().embed(store, batch=3), encoder().embed(store.whole, batch=3))
+    assert store.most == 3
 
 
 def test_unknown_layer(images):

@@ -1,14 +1,17 @@
 """The Explore page through app.py, without a browser: what it shows, what switches do, how it fails."""
 
+import io
 import os
 import re
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from chaffinch.spec import Cut, Spec
@@ -395,16 +398,17 @@ def wait_for(true, seconds: float = 90):
     return value
 
 
-def test_a_job_that_fails_says_why_until_it_is_tried_again(open_app, arrays_file, workspace):
-    colour = np.zeros((180, 12, 12, 3), np.uint8)
-    spec = Spec(dataset=f"arrays:{arrays_file(features=None, images=colour)}")
+def test_a_job_that_fails_says_why_until_it_is_tried_again(open_app, arrays_file, workspace, save_encoder):
+    save_encoder().unlink()
+    grey = np.zeros((180, 12, 12), np.uint8)
+    spec = Spec(dataset=f"arrays:{arrays_file(features=None, images=grey)}", encoder="tiny")
     app = open_app(spec)
     assert not app.error
     note = next(workspace.folder("notes").glob("embed-*.json"))
     wait_for(lambda: "error" in (workspace.noted(note.stem) or {}))
     for _ in range(2):  # it stays
         app.run()
-        assert "trained on pictures with 1 channel" in app.error[0].value.replace("\\", "")
+        assert "tiny.safetensors are missing" in app.error[0].value.replace("\\", "")
     assert app.button(key="job-resume").label == "Try again"
 
 
@@ -461,3 +465,79 @@ def found_by(app: AppTest, slug: str) -> str:
 def test_a_run_that_is_not_there_is_explained(open_app, spec):
     app = open_app(replace(spec, run="gone"))
     assert any("gone" in error.value for error in app.error)
+
+
+def png(value: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (12, 12), value).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def birds(tmp_path) -> Path:
+    """A folder of two classes, twenty pictures each, with one file that is none."""
+    for i in range(40):
+        path = tmp_path / "birds" / ("finch", "o*w*l")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(6 * i))
+    (tmp_path / "birds" / "finch" / "[x](http:).png").write_bytes(b"no picture")
+    return tmp_path / "birds"
+
+
+def sidebar(app: AppTest) -> str:
+    return " ".join(caption.value for caption in app.sidebar.caption).replace("\\", "")
+
+
+def test_a_bare_path_opens_and_the_sidebar_shows_at_once_what_was_found(open_app, birds, save_encoder):
+    save_encoder(sizes={"shape": [1, 9, 8]})
+    app = open_app(Spec(encoder="tiny", map="pca"))
+    app.selectbox(key="source").set_value("own").run()
+    assert "path of your data" in app.info[0].value
+    app.text_input(key="file").set_value(f" {birds} ").run()
+    assert not app.exception
+    assert app.query_params["dataset"] in (f"folder:{birds}", [f"folder:{birds}"])
+    assert "have to be embedded first" in app.subheader[0].value
+    assert "40 pictures; 12 × 12 pixels, grey; tiny sees pictures in grey at 8 × 9" in sidebar(app)
+    assert {"2 classes", "1 warning"} <= {e.label for e in app.sidebar.expander}
+    assert "finch: 20  \no*w*l: 20" in sidebar(app)
+    assert "finch/[x](http:).png is no picture" in sidebar(app)
+    assert "[x](" not in " ".join(caption.value for caption in app.sidebar.caption), "a name is no link"
+
+
+def test_a_folder_is_shown_as_any_other_dataset(open_app, birds, save_encoder, workspace, drawn):
+    save_encoder()
+    name = f"folder:{birds}"
+    Study(name, "tiny").map("pca")
+    app = open_app(Spec(dataset=name, encoder="tiny", map="pca", sample="finch/0.png"))
+    assert app.text_input(key="file").value == str(birds)
+    assert "<b>40</b><span>samples</span>" in strip(app)
+    assert len(drawn.tiles) == 40
+    assert "Filed under finch" in " ".join(m.value for m in app.markdown)
+
+
+def test_a_zip_that_is_dropped_is_unpacked_into_the_workspace_and_opened(open_app, birds, save_encoder, workspace):
+    save_encoder()
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for path in birds.rglob("*.png"):
+            archive.write(path, f"birds/{path.relative_to(birds)}")
+    app = open_app(Spec(encoder="tiny", map="pca"))
+    app.selectbox(key="source").set_value("own").run()
+    app.file_uploader[0].set_value(("birds.zip", stream.getvalue(), "application/zip")).run()
+    assert not app.exception
+    assert not app.error
+    (place,) = (workspace.root / "archives").iterdir()
+    assert app.text_input(key="file").value == f"folder:{place / 'birds'}"
+    assert "40 pictures; 12 × 12 pixels, grey" in sidebar(app)
+    assert "sees pictures" not in sidebar(app)
+
+
+def test_a_zip_that_is_refused_says_why(open_app, workspace):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("../evil.png", png(1))
+    app = open_app(Spec())
+    app.selectbox(key="source").set_value("own").run()
+    app.file_uploader[0].set_value(("evil.zip", stream.getvalue(), "application/zip")).run()
+    assert "the archive is refused: ../evil.png has a path" in words(app)
+    assert list((workspace.root / "archives").iterdir()) == []

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from ..base.errors import InputError
 from ..base.files import digest
+from ..base.text import shown
 from ..card import KINDS
+from .pictures import Images, PictureFiles, key_of
 
 CLEAN, MISLABELLED, OOD = 0, 1, 2
 KIND_CODES = {name: code for code, name in enumerate(KINDS)}
@@ -28,7 +30,7 @@ class Observed:
         labels: (N,) int64, the given labels, positions in ``classes``.
         classes: names of the classes.
         ids: (N,) text, unique and stable.
-        images: (N, H, W) or (N, H, W, 3) uint8, or None.
+        images: (N, H, W) or (N, H, W, 3) uint8, in memory or in files (`PictureFiles`), or None.
         features: (N, D) float32 that came with the data, or None.
         pred_probs: (N, C) class probabilities that came with the data, or None.
         xy: (N, 2) map coordinates that came with the data, or None.
@@ -41,7 +43,7 @@ class Observed:
     labels: Labels
     classes: tuple[str, ...]
     ids: NDArray[np.str_]
-    images: NDArray[np.uint8] | None = None
+    images: Images | None = None
     features: NDArray[np.float32] | None = None
     pred_probs: NDArray[np.float64] | None = None
     xy: NDArray[np.float32] | None = None
@@ -71,7 +73,7 @@ class Observed:
                 "make ids unique"
             )
         for name, dims in (("images", (3, 4)), ("features", (2,)), ("pred_probs", (2,)), ("xy", (2,))):
-            value: NDArray[Any] | None = getattr(self, name)
+            value: Any = getattr(self, name)
             if value is None:
                 continue
             if value.ndim not in dims or len(value) != n:
@@ -101,8 +103,12 @@ class Observed:
 
     @cached_property
     def digest(self) -> str:
-        """A key that changes with any picture, feature, label, id or class name."""
-        parts = [self.images, self.features, self.pred_probs, self.xy]
+        """A key that changes with any picture, feature, label, id or class name.
+
+        Pictures in files count by name, size and time of change (`PictureFiles.digest`): none is read for it.
+        """
+        images = None if self.images is None else key_of(self.images)
+        parts = [images, self.features, self.pred_probs, self.xy]
         marks = () if self.trusted is None else (self.trusted,)
         named = ("" if part is None else part for part in parts)
         return digest(self.labels, list(self.classes), self.ids, *named, *marks)
@@ -129,9 +135,9 @@ class Truth:
 
 @dataclass(frozen=True)
 class Split:
-    """A clean split: ``images`` (M, H, W[, 3]) uint8 and ``labels`` (M,) int64."""
+    """A clean split: ``images`` (M, H, W[, 3]) uint8, in memory or in files, and ``labels`` (M,) int64."""
 
-    images: NDArray[np.uint8]
+    images: Images
     labels: Labels
 
     def __len__(self) -> int:
@@ -149,6 +155,7 @@ class NoisyDataset:
         test: a clean test split, where there is one.
         trusted: positions in ``test`` that are set aside as trusted samples and left out of accuracy.
         note: one line on provenance, shown in the app.
+        warnings: one line on each thing that was left out when it was opened, and why.
     """
 
     name: str
@@ -157,6 +164,7 @@ class NoisyDataset:
     test: Split | None = None
     trusted: Labels = field(default_factory=lambda: np.empty(0, np.int64))
     note: str = ""
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.truth is not None and {len(self.truth.kind), len(self.truth.labels)} != {len(self.observed)}:
@@ -169,6 +177,17 @@ class NoisyDataset:
     def digest(self) -> str:
         """The key of what may be seen; the truth is not part of it, since no result may depend on it."""
         return self.observed.digest
+
+    @property
+    def undecoded(self) -> tuple[str, ...]:
+        """One line on each picture that could not be decoded so far; a grey one stands in its place."""
+        stores = [self.observed.images, self.test.images if self.test else None]
+        return tuple(
+            f"{shown(store.names[store.rows[place]])} {why}; a grey picture stands in its place"
+            for store in stores
+            if isinstance(store, PictureFiles)
+            for place, why in store.undecoded.items()
+        )
 
 
 def finite_rows(value: NDArray[Any], name: str) -> None:

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from ..base.errors import InputError
 from ..base.files import read_json, replacing, sha256_file, write_json
 from ..base.methods import find_method, method_options
+from ..data import Images
 from ..losses.base import ContrastiveLoss, Sizes
-from .network import PreActResNet, build, to_tensor
+from .network import PreActResNet, build, fitted, to_tensor
 
 
 @dataclass
@@ -87,17 +88,17 @@ class Encoder:
 
     def embed(
         self,
-        images: NDArray[np.uint8],
+        images: Images,
         *,
         layer: str = "final",
         device: str = "cpu",
         batch: int = 128,
         progress: Callable[[float], None] | None = None,
     ) -> NDArray[np.float32]:
-        """Features of pictures.
+        """Features of pictures, which are made grey or colour, and of the size, of those that trained the network.
 
         Args:
-            images: (N, H, W) or (N, H, W, 3) uint8.
+            images: (N, H, W) or (N, H, W, 3) uint8; those in files are decoded a batch at a time.
             layer: one of ``self.layers``.
             device: where to compute, such as ``"cpu"`` or ``"cuda"``.
             batch: pictures at a time; activations of many more do not fit the caches (1,024: half the speed).
@@ -107,22 +108,17 @@ class Encoder:
             (N, D) float32.
 
         Raises:
-            InputError: the pictures have another number of channels than the network, or there is no such layer.
+            InputError: there is no such layer.
         """
-        channels = 1 if images.ndim == 3 else images.shape[-1]
-        if channels != self.card.channels:
-            raise InputError(
-                f"encoder {self.card.name} was trained on pictures with {self.card.channels} channel(s), "
-                f"these have {channels}; choose another encoder or train one on this dataset"
-            )
         if layer not in self.layers:
             raise InputError(f"encoder {self.card.name} has no layer {layer!r}; it has {', '.join(self.layers)}")
         network = self.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         loss = None if self.loss is None or layer not in self.card.outputs else self.loss.to(device)
+        channels, size = self.card.channels, self.card.sizes.get("shape", ())[1:]
         out = []
         with torch.inference_mode():
             for start in range(0, len(images), batch):
-                x = to_tensor(images[start : start + batch]).to(device)
+                x = fitted(to_tensor(images[start : start + batch]).to(device), channels, size)
                 found = network.features(x, layer) if loss is None else loss.output(layer, network.features(x), x)
                 out.append(found.float().cpu().numpy())
                 if progress:

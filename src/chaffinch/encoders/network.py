@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,26 @@ def build(architecture: str, channels: int) -> PreActResNet:
     if architecture not in ARCHITECTURES:
         raise InputError(f"unknown architecture {architecture!r}; there are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[architecture](channels)
+
+
+def fitted(x: Tensor, channels: int, size: Sequence[int] = ()) -> Tensor:
+    """Pictures (B, C, H, W) as a network wants them: colour as luminance or grey three times, at another size.
+
+    Args:
+        x: in [0, 1].
+        channels: 1 or 3.
+        size: (h, w) to shrink or grow them to, whole, the rest black; empty: they keep theirs.
+    """
+    if x.shape[1] != channels:  # weights of ITU-R BT.601, as Pillow takes them
+        weights = x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+        x = (x * weights).sum(1, keepdim=True) if channels == 1 else x.expand(-1, channels, -1, -1)
+    if not size or x.shape[2:] == tuple(size):
+        return x
+    scale = min(size[0] / x.shape[2], size[1] / x.shape[3])
+    height, width = (max(1, round(side * scale)) for side in x.shape[2:])
+    x = F.interpolate(x, (height, width), mode="bilinear", antialias=True)
+    left, above = (size[1] - width) // 2, (size[0] - height) // 2
+    return F.pad(x, (left, size[1] - width - left, above, size[0] - height - above))
 
 
 def to_tensor(images: object) -> Tensor:

@@ -132,7 +132,7 @@ class Pictures:
     ) -> None:
         observed, device = dataset.observed, fabric.device
         self.loss, self.augment, self.rank, self.world = loss, augment, fabric.global_rank, fabric.world_size
-        self.images = torch.as_tensor(observed.images).to(device)
+        self.images = torch.as_tensor(np.asarray(observed.images)).to(device)  # pictures in files are decoded once
         self.labels = torch.as_tensor(observed.labels).to(device)
         self.index = torch.arange(len(observed), device=device)
         batch -= batch % self.world

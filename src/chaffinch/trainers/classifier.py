@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from ..base.errors import InputError
 from ..base.methods import find_method
 from ..base.training_run import TrainingRun
+from ..data import Images
 from ..encoders.network import build, to_tensor
 from .base import Net, Trainer, log_probs
 from .train import MODEL
@@ -52,7 +53,7 @@ class Classifier:
             raise InputError(f"{path} does not hold the weights of {about['architecture']}: {error}") from error
         self._nets = [net.eval() for net in trainer.nets]
 
-    def pred_probs(self, images: NDArray[np.uint8], *, device: str = "cpu", batch: int = 256) -> NDArray[np.float64]:
+    def pred_probs(self, images: Images, *, device: str = "cpu", batch: int = 256) -> NDArray[np.float64]:
         """Probabilities (N, C), by the mean of all networks' logits.
 
         Args:

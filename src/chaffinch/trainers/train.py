@@ -139,7 +139,7 @@ class _Session:
         identity = _identity(dataset, chosen, recipe, options, start)
         precision = State.begun_in(folder / STATE, identity) or pick_precision(recipe.precision, self.device)
         self.fabric = engine(self.device, precision)
-        self.images = torch.as_tensor(pictures).to(self.device)
+        self.images = torch.as_tensor(np.asarray(pictures)).to(self.device)  # those in files are decoded once
         self.labels = torch.as_tensor(dataset.observed.labels).to(self.device)
         marks = dataset.observed.trusted
         self.trusted = None if marks is None else torch.as_tensor(marks).to(self.device)

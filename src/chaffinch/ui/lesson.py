@@ -204,7 +204,8 @@ def _composition(view: View) -> None:
         for kind, n in parts
     )
     st.html(f'{_BAR_STYLE}<div class="cf-mix"><div>{bar}</div>{cells}</div>')
-    test = f"; accuracy is measured on {len(view.data.test):,} clean ones" if view.data.test else ""
+    clean = len(view.data.test) - len(view.data.trusted) if view.data.test else 0
+    test = f"; accuracy is measured on {clean:,} clean ones" if clean else ""
     st.caption(f"{total:,} pictures of {len(view.data.observed.classes)} classes{test}.")
 
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import streamlit as st
 
 from .. import registry, views
 from ..base.errors import InputError
+from ..base.text import shown
+from ..data.archives import unpack
 from ..data.fashion_web import FLIPS, Draw
+from ..data.sources import recognise
 from ..spec import RULES, Cut, Spec
 from ..study import OWN_FEATURES, Detection, Study, training_runs
+from ..workspace import Workspace
 from . import cached
 from .shell import begin, keep, plain
 
 BUNDLED = "fashion-web"
+LISTED = 50
+"""Classes, and warnings, that the sidebar names."""
 
 
 def dataset_and_encoder(spec: Spec) -> Spec:
@@ -44,6 +52,9 @@ def dataset_and_encoder(spec: Spec) -> Spec:
         if name:
             keep(spec)
             st.rerun()  # what was drawn above speaks of the dataset before
+    if not name:
+        st.info("Enter the path of your data in the sidebar, or drop a zip archive there: a folder for each class.")
+        st.stop()
     return spec
 
 
@@ -58,15 +69,7 @@ def _dataset(current: str) -> str:
         label_visibility="collapsed",
     )
     if source == "own":
-        name = st.text_input(
-            "File",
-            key=begin(
-                "file", "" if bundled else current.removeprefix("arrays:") if current.endswith(".npz") else current
-            ),
-            placeholder="/path/to/arrays.npz",
-            help="An .npz archive with labels and at least one of images, features, pred_probs.",
-        ).strip()
-        return f"arrays:{name}" if name.endswith(".npz") and not name.startswith("arrays:") else name
+        return _own("" if bundled else current)
     draw = Draw()
     with contextlib.suppress(InputError):  # the page explains what is wrong with it; a new draw mends it
         draw = Draw.parse(current.partition(":")[2] if bundled else "")
@@ -81,12 +84,70 @@ def _dataset(current: str) -> str:
     return current if bundled else BUNDLED
 
 
+def _own(current: str) -> str:
+    """A path to type, or an archive to drop, which then stands there as a path."""
+    place = st.container()  # the archive is unpacked first, since it fills the field above it
+    dropped = st.file_uploader(
+        "or drop a zip archive",
+        "zip",
+        key="archive",
+        help="With a sub-folder of pictures for each class, or a table beside its pictures. It is unpacked into the "
+        "workspace of chaffinch.",
+    )
+    if dropped is not None and st.session_state.get("_unpacked") != dropped.file_id:
+        st.session_state["_unpacked"] = dropped.file_id
+        try:
+            st.session_state["file"] = unpack(dropped, Workspace().folder("archives"))
+        except InputError as error:
+            st.error(plain(str(error)), icon=":material/error:")
+    path = current.partition(":")[2]
+    return recognise(
+        place.text_input(
+            "Folder or file",
+            key=begin("file", path if current and recognise(path) == current else current),
+            placeholder="/path/to/pictures",
+            help="A folder with a sub-folder for each class; a table (.csv, .parquet) with label and image; arrays "
+            "(.npz); or a folder written by save_to_disk. 'chaffinch detect --help' says what each may hold.",
+        ).strip()
+    )
+
+
 def about(study: Study) -> None:
-    """One line on where the dataset comes from."""
-    if study.dataset.note:
-        st.sidebar.caption(plain(study.dataset.note))
+    """What was found in the dataset: where it comes from, its classes, and what was left out."""
+    dataset = study.dataset
+    if told := "; ".join(filter(None, (dataset.note, _sight(study)))):
+        st.sidebar.caption(plain(told))
+    if not dataset.name.startswith(BUNDLED):
+        counts = np.bincount(study.observed.labels, minlength=len(study.observed.classes))
+        with st.sidebar.expander(_count(len(counts), "class", "classes")):
+            largest = np.argsort(-counts, kind="stable")[:LISTED].tolist()
+            st.caption(_listed([f"{study.observed.classes[c]}: {counts[c]:,}" for c in largest], len(counts)))
+    if troubles := (*dataset.warnings, *dataset.undecoded):
+        with st.sidebar.expander(_count(len(troubles), "warning", "warnings"), icon=":material/warning:"):
+            st.caption(_listed(troubles[:LISTED], len(troubles)))
     if study.encoder == OWN_FEATURES:
         st.sidebar.caption("The features that came with the data are used; no encoder is needed.")
+
+
+def _sight(study: Study) -> str:
+    """What the encoder makes of the pictures before it looks at them, if anything."""
+    images = study.observed.images
+    if images is None or study.encoder == OWN_FEATURES:
+        return ""
+    channels, *size = study.card().get("sizes", {}).get("shape") or [0]
+    if not size or [channels, *size] == [1 if images.ndim == 3 else 3, *images.shape[1:3]]:
+        return ""
+    return f"{study.encoder} sees pictures in {'grey' if channels == 1 else 'colour'} at {size[1]} × {size[0]}"
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number:,} {one if number == 1 else more}"
+
+
+def _listed(lines: Sequence[str], total: int) -> str:
+    """One line each, as markdown, and how many more there are."""
+    rest = [f"… and {total - len(lines):,} more"] if total > len(lines) else []
+    return "  \n".join(plain(line) for line in [*map(shown, lines), *rest])
 
 
 GROUPS = {
