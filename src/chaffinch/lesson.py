@@ -38,6 +38,9 @@ NAME = "lesson"
 TEACHER = "pls-lsa"
 """The trainer whose epochs the lesson goes through: its two detectors take turns."""
 
+FIRST = 0.4
+"""The noise level that it begins with: the one of the bundled dataset."""
+
 REFERENCE: dict[str, Any] = {
     "title": "32 x 32 CNWL (red mini-ImageNet), PreActResNet-18, best test accuracy",
     "noises": (0.2, 0.4, 0.6, 0.8),

@@ -124,7 +124,8 @@ def choose(spec: Spec, found: dict[str, Any]) -> tuple[Spec, View]:
     """Choose the noise level and which accuracy counts; returns the view."""
     stories = core.stories()
     options = core.levels(found, stories)
-    first = next((x for x in (spec.noise, 0.6, *reversed(stories)) if x in options), options[0])
+    wanted = (spec.noise, *([core.FIRST] if core.FIRST in stories else []), *reversed(stories))
+    first = next((x for x in wanted if x in options), options[0])
     reading = spec.accuracy if spec.accuracy in core.READINGS else "best"
     with st.container(horizontal=True, gap="large"):
         noise = st.segmented_control(
