@@ -81,7 +81,7 @@ class TestContract:
         assert not cls.card.arxiv or cls.card.arxiv in cls.__doc__
 
 
-SHARED = {"base", "train", "mixing", "dividing"}
+SHARED = {"base", "train", "classifier", "mixing", "dividing"}
 """Files of a family that hold no method."""
 
 
