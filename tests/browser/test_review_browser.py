@@ -70,9 +70,14 @@ def visit(browser: Any, served: tuple[str, Path], kept: Any) -> Iterator[Any]:
 
 
 def settle(page: Any) -> None:
-    """Wait until the page is not running any more."""
-    page.wait_for_timeout(400)
-    page.wait_for_function("() => document.querySelector('.stApp')?.dataset.testScriptState === 'notRunning'")
+    """Wait until the page has not been running for a while: on a busy machine one run follows another late."""
+    script = """() => {
+        const idle = document.querySelector('.stApp')?.dataset.testScriptState === 'notRunning';
+        window.idleSince = idle ? (window.idleSince ?? performance.now()) : undefined;
+        return idle && performance.now() - window.idleSince > 600;
+    }"""
+    page.evaluate("window.idleSince = undefined")
+    page.wait_for_function(script)
 
 
 def sample(page: Any) -> str:
@@ -188,6 +193,8 @@ def test_the_cleaned_table_can_be_downloaded(visit: Any, tmp_path: Path) -> None
     page = visit()
     gone = press(page, "d")
     page.get_by_text("Export the cleaned dataset").click()
+    page.locator(".st-key-export-csv button").wait_for()
+    settle(page)
     with page.expect_download() as waiting:
         page.locator(".st-key-export-csv button").click()
     waiting.value.save_as(tmp_path / "cleaned.csv")
