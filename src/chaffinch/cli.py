@@ -590,6 +590,7 @@ def _failed(args: argparse.Namespace, error: InputError) -> None:
 
 def _app(args: argparse.Namespace) -> int:
     from .spec import Spec
+    from .ui.serve import LOCAL
 
     environment = dict(os.environ)
     if args.workspace:
@@ -605,7 +606,7 @@ def _app(args: argparse.Namespace) -> int:
         fingerprint(name)  # a file that is not there is an error now, not in the browser
         spec = replace(spec, dataset=name)
     environment["CHAFFINCH_SPEC"] = spec.to_toml()
-    if args.host not in ("127.0.0.1", "localhost"):
+    if args.host not in LOCAL:
         print(f"note: the app listens on {args.host} and can be opened from other machines", file=sys.stderr)
     url = f"http://{args.host}:{args.port}"
     print(f"chaffinch is at {url} (stop it with Ctrl-C)", flush=True)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import streamlit as st
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
@@ -429,6 +430,20 @@ def test_a_job_is_shared_by_tabs_and_can_be_stopped(open_app, arrays_file, works
     wait_for(lambda: workspace.noted(note.stem) == {"done": True})
     first.run()
     assert "<b>180</b><span>samples</span>" in strip(first)
+
+
+def test_an_app_that_others_can_reach_says_so(open_app, spec, monkeypatch):
+    def said(app: AppTest) -> list[str]:
+        return [c.value for c in app.sidebar.caption if "Open to other machines" in c.value]
+
+    address = "127.0.0.1"
+    ask = st.get_option
+    monkeypatch.setattr("streamlit.get_option", lambda key: address if key == "server.address" else ask(key))
+    assert said(open_app(spec)) == []
+    address = "0.0.0.0"
+    assert "0\\.0\\.0\\.0" in said(open_app(spec))[0]
+    address = None  # what the server takes for "every address"
+    assert "every address" in said(open_app(spec))[0]
 
 
 def test_the_first_screen_waits_for_no_sprite_sheet(arrays_file, monkeypatch):

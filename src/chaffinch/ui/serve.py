@@ -11,6 +11,9 @@ from ..base.errors import InputError
 from ..base.files import bundle_dir
 from ..spec import Spec
 
+LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
+"""Addresses that only this machine can reach."""
+
 
 def main(host: str, port: str, *rest: str) -> None:
     """Serve the app until it is stopped; ``--browser`` opens a window too."""
@@ -21,7 +24,7 @@ def main(host: str, port: str, *rest: str) -> None:
     threading.Thread(target=_warm, name="warm", daemon=True).start()
     options = ["--server.address", host, "--server.port", port]
     options += ["--server.headless", "false" if "--browser" in rest else "true"]
-    if host not in ("127.0.0.1", "localhost"):  # whoever opens the app to others decides by what name they come
+    if host not in LOCAL:  # whoever opens the app to others decides by what name they come
         options += ["--server.allowedHosts", "*"]
     cli.main(["run", "app.py", *options], standalone_mode=False)
 

@@ -13,6 +13,7 @@ import streamlit as st
 from ..base.errors import InputError
 from ..base.files import assets_dir
 from ..spec import Spec
+from .serve import LOCAL
 
 
 def enter(page: str) -> None:
@@ -54,6 +55,11 @@ def frame() -> None:
             picture = base64.b64encode(logo.read_bytes()).decode()
             words = f'<img src="data:image/svg+xml;base64,{picture}" alt="">{words}'
         st.html(f'<div class="cf-brand">{words}</div>')
+        if (host := st.get_option("server.address")) not in LOCAL:
+            st.caption(
+                f":material/lan: Open to other machines: it listens on {plain(host or 'every address')}. Whoever "
+                "reaches it sees these data and can decide about them."
+            )
 
 
 def current_spec() -> Spec:
