@@ -323,6 +323,15 @@ def test_features_that_say_nothing_are_named(n, classes):
     assert abs(v.info["label_gain"]) < 0.05
 
 
+def test_few_samples_a_class_are_told():
+    d = data("flips 20 %")
+    few = slice(100 * d.classes - 1)
+    found = judge(d.X[few], d.y[few], d.classes)
+    assert "are few: its rates may be far off" in found.info["note"]
+    assert "weak" not in found.info
+    assert "note" not in judge(d.X[: 100 * d.classes], d.y[: 100 * d.classes], d.classes).info
+
+
 def test_features_that_cannot_tell_the_classes_apart_are_named():
     d = blurred(digits(0.2, 0.15), 20)
     v = judge(d.X, d.y, d.classes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from html import escape
 
 import numpy as np
@@ -116,8 +116,9 @@ def verdict_strip(verdict: Verdict | None, within: NDArray[np.bool_] | None) -> 
         f'{_VERDICT_STYLE}<div class="cf-verdict"><div class="cf-split">{bars}</div>'
         f'<div class="cf-kinds"><em title="{sure}">Verdict</em>{cells}<span class="cf-sure">{sure}</span></div></div>'
     )
-    if verdict.info.get("weak"):
-        st.warning(plain("Verdict: " + verdict.info["note"]), icon=":material/warning:")
+    if note := verdict.info.get("note"):
+        say = partial(st.warning, icon=":material/warning:") if verdict.info.get("weak") else st.caption
+        say(plain(f"Verdict: {note}."))
 
 
 _VERDICT_STYLE = """<style>
