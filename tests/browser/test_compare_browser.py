@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
+from acts import drag, picture
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)]
-ROOT = Path(__file__).parents[2]
 WAIT = 180_000  # ms; the machine may be busy
-OUTPUT = ROOT / "tests" / "output"
 VIEW = "/compare?dataset=fashion-web&detectors=knn-label,lsa,small-loss"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("compare"), free_port()
-    command = [sys.executable, "-m", "chaffinch.cli", "app", "--port", str(port)]
-    with serve(command, port, folder / "log.txt", cwd=folder, CHAFFINCH_HOME=str(folder / "home")) as url:
-        yield url
-    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as chrome:
-        yield chrome
-
-
 @pytest.fixture
-def visit(browser: Any, server: str) -> Iterator[Any]:
+def visit(open_tab: Any, server: str) -> Any:
     """A function that opens an address in a fresh session and waits for that many maps."""
-    contexts, problems = [], []
 
     def go(path: str, maps: int, width: int = 1400, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 2600}, color_scheme=scheme)
-        context.set_default_timeout(WAIT)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(server + path)
+        page = open_tab(server + path, width, 2600, scheme, wait=WAIT)
         drawn(page, maps)
         return page
 
-    yield go
-    for context in contexts:
-        context.close()
-    assert problems == []
+    return go
 
 
 def drawn(page: Any, maps: int) -> None:
@@ -81,21 +51,11 @@ def together(page: Any) -> list[float]:
     return cameras(page)[0]
 
 
-def drag(page: Any, at: int, points: list[tuple[float, float]]) -> None:
-    box = page.locator(".chf-stage").nth(at).bounding_box()
-    places = [(box["x"] + fx * box["width"], box["y"] + fy * box["height"]) for fx, fy in points]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=4)
-    page.mouse.up()
-
-
 def test_maps_move_and_select_together_and_a_bar_fills_the_gallery(visit: Any) -> None:
     page = visit(VIEW, 3)
     home = together(page)
     assert home == pytest.approx(cameras(page)[2])
-    drag(page, 0, [(0.3, 0.5), (0.6, 0.6)])  # one is moved
+    drag(page, [(0.3, 0.5), (0.6, 0.6)])  # one is moved
     page.wait_for_function(
         "x => Math.abs(document.querySelectorAll('.chf-plot')[2].layout.xaxis.range[0] - x) > 1", arg=home[0]
     )
@@ -110,7 +70,7 @@ def test_maps_move_and_select_together_and_a_bar_fills_the_gallery(visit: Any) -
 
     page.get_by_label("Select with a box").nth(1).click()  # the tool is in hand on all
     assert page.get_by_label("Select with a box").nth(0).get_attribute("aria-pressed") == "true"
-    drag(page, 0, [(0.25, 0.3), (0.75, 0.8)])
+    drag(page, [(0.25, 0.3), (0.75, 0.8)])
     outlines = page.locator(".chf-outline")
     assert len({outlines.nth(i).get_attribute("d") for i in range(3)} - {""}) == 1
     page.wait_for_selector("text=of the selection")
@@ -154,8 +114,7 @@ def test_narrow_maps_are_stacked(visit: Any, scheme: str) -> None:
     assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]
     assert all(box["width"] <= 420 for box in boxes)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 420
-    OUTPUT.mkdir(exist_ok=True)
-    page.screenshot(path=OUTPUT / f"compare-narrow-{scheme}.png")
+    picture(page, f"compare-narrow-{scheme}")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -163,5 +122,4 @@ def test_four_maps_are_drawn_without_losing_a_context(visit: Any, scheme: str) -
     page = visit(VIEW + ",confident-learning", 4, scheme=scheme)
     page.wait_for_timeout(1000)
     assert not page.get_by_text("graphics context was lost").count()
-    OUTPUT.mkdir(exist_ok=True)
-    page.screenshot(path=OUTPUT / f"compare-{scheme}.png")
+    picture(page, f"compare-{scheme}")

@@ -3,63 +3,38 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
+from acts import picture
 from made_lesson import write
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)]
 ROOT = Path(__file__).parents[2]
 WAIT = 120_000  # ms; the machine may be busy
-OUTPUT = ROOT / "tests" / "output"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("lesson"), free_port()
+def server(start_app: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("lesson")
     for name in ("brand", "fashion-web"):
         (folder / "assets").mkdir(exist_ok=True)
         (folder / "assets" / name).symlink_to(ROOT / "assets" / name)
     write(folder / "assets" / "experiments")
-    command = [sys.executable, "-m", "chaffinch.cli", "app", "--port", str(port)]
-    with serve(
-        command, port, folder / "log.txt", cwd=folder, CHAFFINCH_HOME=str(folder / "home"), CHAFFINCH_THREADS="1",
-        CHAFFINCH_ASSETS=str(folder / "assets"),
-    ) as url:  # fmt: skip
-        yield url
-    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as chrome:
-        yield chrome
+    return start_app(CHAFFINCH_THREADS="1", CHAFFINCH_ASSETS=str(folder / "assets"))
 
 
 @pytest.fixture
-def visit(browser: Any, server: str) -> Iterator[Any]:
+def visit(open_tab: Any, server: str) -> Any:
     """A function that opens the page in a fresh session and waits for its maps."""
-    contexts, problems = [], []
 
     def go(width: int = 1400, scheme: str = "light", query: str = "") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 1400}, color_scheme=scheme)
-        context.set_default_timeout(WAIT)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(f"{server}/lesson{query}")
+        page = open_tab(f"{server}/lesson{query}", width, 1400, scheme, wait=WAIT)
         page.wait_for_function("() => document.querySelectorAll('.chf-map[data-paint]').length === 2", timeout=WAIT)
         page.wait_for_selector("#run-it-yourself")
         return page
 
-    yield go
-    for context in contexts:
-        context.close()
-    assert problems == []
+    return go
 
 
 AUROC = """() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(({ data }) => data)
@@ -110,6 +85,5 @@ def test_it_fits_a_narrow_screen(visit: Any, scheme: str) -> None:
     page = visit(width=420, scheme=scheme)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 420
     assert all(box["width"] <= 420 for box in (m.bounding_box() for m in page.locator(".chf-map").all()))
-    OUTPUT.mkdir(exist_ok=True)
     page.set_viewport_size({"width": 420, "height": 10_000})
-    page.screenshot(path=OUTPUT / f"lesson-narrow-{scheme}.png")
+    picture(page, f"lesson-narrow-{scheme}")

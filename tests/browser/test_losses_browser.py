@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
+from acts import drag, picture
 
 from chaffinch import lineup
 from chaffinch.data import open_dataset
@@ -22,10 +21,7 @@ from chaffinch.ui.scatter import inside
 from chaffinch.views import read_outline
 from chaffinch.workspace import Workspace
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)]
-ROOT = Path(__file__).parents[2]
 WAIT = 120_000  # ms; the machine may be busy
-OUTPUT = ROOT / "tests" / "output"
 
 
 @pytest.fixture(scope="module")
@@ -54,43 +50,22 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def server(built: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    command = [sys.executable, "-m", "chaffinch.cli", "app", "--port", str(port)]
-    with serve(
-        command, port, folder / "log.txt", cwd=folder, CHAFFINCH_HOME=str(built[1]), CHAFFINCH_THREADS="1"
-    ) as url:
-        yield url
-    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as chrome:
-        yield chrome
+def server(start_app: Any, built: tuple[str, Path]) -> Any:
+    return start_app(CHAFFINCH_HOME=str(built[1]), CHAFFINCH_THREADS="1")
 
 
 @pytest.fixture
-def visit(browser: Any, server: str, built: tuple[str, Path]) -> Iterator[Any]:
+def visit(open_tab: Any, server: str, built: tuple[str, Path]) -> Any:
     """A function that opens the two encoders on the page in a fresh session and waits for both maps."""
-    contexts, problems = [], []
 
     def go(width: int = 1400, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 3600}, color_scheme=scheme)
-        context.set_default_timeout(WAIT)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
         view = f"dataset={built[0]}&encoder=ce-mine&beside=supcon-mine&map=pca&detectors=knn-label&colour=kind"
-        page.goto(f"{server}/losses?{view}")
+        page = open_tab(f"{server}/losses?{view}", width, 3600, scheme, wait=WAIT)
         page.wait_for_function("() => document.querySelectorAll('.chf-map[data-paint]').length >= 2", timeout=WAIT)
         page.wait_for_selector("text=/Start training|was stopped|is trained, and/")
         return page
 
-    yield go
-    for context in contexts:
-        context.close()
-    assert problems == []
+    return go
 
 
 COLOURED = """() => [...document.querySelectorAll('.chf-plot')].slice(0, 2).map(({ data }) => data.slice(1)
@@ -106,15 +81,6 @@ def lit(page: Any, studies: tuple[Study, Study]) -> list[set[int]]:
     return found
 
 
-def drag(page: Any, at: int, start: tuple[float, float], end: tuple[float, float]) -> None:
-    box = page.locator(".chf-stage").nth(at).bounding_box()
-    places = [(box["x"] + fx * box["width"], box["y"] + fy * box["height"]) for fx, fy in (start, end)]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    page.mouse.move(*places[1], steps=4)
-    page.mouse.up()
-
-
 def test_samples_selected_on_one_map_are_marked_on_the_other(visit: Any, built: tuple[str, Path]) -> None:
     page, workspace = visit(), Workspace(built[1])
     studies = tuple(Study(built[0], name, workspace=workspace) for name in ("ce-mine", "supcon-mine"))
@@ -122,7 +88,7 @@ def test_samples_selected_on_one_map_are_marked_on_the_other(visit: Any, built: 
     assert lit(page, studies) == everything
     page.get_by_label("Select with a box").nth(0).click()
     assert page.get_by_label("Select with a box").nth(1).get_attribute("aria-pressed") == "true"
-    drag(page, 0, (0.02, 0.02), (0.5, 0.98))
+    drag(page, [(0.02, 0.02), (0.5, 0.98)])
     page.wait_for_selector("text=samples are selected")
     left, right = lit(page, studies)
     assert left == right
@@ -134,7 +100,7 @@ def test_samples_selected_on_one_map_are_marked_on_the_other(visit: Any, built: 
     assert outlines.nth(0).get_attribute("d")
     assert not outlines.nth(1).get_attribute("d")  # the other map has the samples, not the polygon
 
-    drag(page, 1, (0.02, 0.98), (0.5, 0.2))
+    drag(page, [(0.02, 0.98), (0.5, 0.2)], at=1)
     page.wait_for_function("() => location.search.includes('beside_outline')")
     again = lit(page, studies)
     assert again[0] == again[1] != left
@@ -213,5 +179,4 @@ def test_narrow_maps_are_stacked(visit: Any, scheme: str) -> None:
     assert boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]
     assert all(box["width"] <= 420 for box in boxes)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 420
-    OUTPUT.mkdir(exist_ok=True)
-    page.screenshot(path=OUTPUT / f"losses-narrow-{scheme}.png")
+    picture(page, f"losses-narrow-{scheme}")

@@ -2,66 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
+from acts import picture, settle
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)]
-ROOT = Path(__file__).parents[2]
 WAIT = 90_000  # ms; the machine may be busy
-OUTPUT = ROOT / "tests" / "output"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("methods"), free_port()
-    command = [sys.executable, "-m", "chaffinch.cli", "app", "--port", str(port)]
-    with serve(command, port, folder / "log.txt", cwd=folder, CHAFFINCH_HOME=str(folder / "home")) as url:
-        yield url
-    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as chrome:
-        yield chrome
 
 
 @pytest.fixture
-def visit(browser: Any, server: str) -> Iterator[Any]:
+def visit(open_tab: Any, server: str) -> Any:
     """A function that opens an address in a fresh session and waits for the cards."""
-    contexts, problems = [], []
 
     def go(path: str, width: int = 1400, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        context.set_default_timeout(WAIT)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda r: problems.append(f"asked {r.url}") if foreign(r.url, server) else None)
-        page.goto(server + path)
+        page = open_tab(server + path, width, scheme=scheme)
         page.wait_for_selector("[class*=st-key-card-] button")
         settle(page)
         return page
 
-    yield go
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
-def foreign(url: str, server: str) -> bool:
-    return url.startswith(("http", "ws")) and server.partition("//")[2] not in url
-
-
-def settle(page: Any) -> None:
-    """Wait until the page is not running any more."""
-    page.wait_for_timeout(400)
-    page.wait_for_function("() => document.querySelector('.stApp')?.dataset.testScriptState === 'notRunning'")
+    return go
 
 
 def drawn(page: Any) -> None:
@@ -95,7 +54,7 @@ def test_find_read_and_try_by_keyboard(visit: Any) -> None:
     assert not card.locator(".katex-error").count()
     assert card.get_by_role("link", name="arXiv").get_attribute("href") == "https://arxiv.org/abs/2110.06283"
     assert card.locator(".cf-quality b").count() == 3
-    page.screenshot(path=OUTPUT / "methods-light.png")
+    picture(page, "methods-light")
     page.locator(".st-key-card-knn-distance button").focus()
     page.keyboard.press("Enter")
     page.wait_for_selector(".st-key-method h3:has-text('Neighbour distance')")
@@ -122,4 +81,4 @@ def test_a_link_on_a_phone_shows_the_card(visit: Any, scheme: str) -> None:
         box = page.locator(part).first.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 420
-    page.screenshot(path=OUTPUT / f"methods-narrow-{scheme}.png")
+    picture(page, f"methods-narrow-{scheme}")
