@@ -13,7 +13,7 @@ import chaffinch
 ROOT = Path(chaffinch.__file__).parent
 BUNDLE = ROOT.parents[1]
 LEVELS = """card; registry; base; data; losses detectors metrics projection; encoders; trainers; evidence; verdict;
-spec workspace reviews thumbnails exports; study; figures; views; comparison lineup pulls training experiment cleaned;
+spec workspace reviews thumbnails exports; study; figures; views checks benefit; comparison lineup pulls training experiment cleaned;
 lesson;
 ui cli; pages app"""
 LEVEL = {name: i for i, level in enumerate(LEVELS.split(";")) for name in level.split()}
