@@ -218,7 +218,7 @@ def key(study: Study, identical: bool = False) -> str:
     return digest(study.dataset.digest if identical else study.key, study.test_key, identical, steps)
 
 
-def available(study: Study) -> dict[str, str]:
+def lacking(study: Study) -> dict[str, str]:
     """The checks that cannot be made, and why."""
     dataset = study.dataset
     found = {}
@@ -236,7 +236,7 @@ def available(study: Study) -> dict[str, str]:
 def _find(study: Study, identical: bool, report: Report | None) -> Arrays:
     tell = report or (lambda what, share: None)
     n, observed, test = len(study), study.observed, study.dataset.test
-    skipped, info = available(study), dict[str, Any]()
+    skipped, info = lacking(study), dict[str, Any]()
     none, nothing = np.full(n, -1, np.int64), np.full(n, np.nan)
     group, copy, gap, leak, leak_gap = none, none.copy(), nothing, none.copy(), nothing.copy()
     excess, values = np.zeros((len(ODD), n), np.float32), np.empty((6, 0), np.float32)
@@ -438,8 +438,8 @@ def odd(seen: Measures) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         spread = np.log(contrast)
     tones = {
         "blank": np.where(blank, 100.0, 0.0),
-        "dark": far(light, 32.0, -1) * (light < DARK),
-        "bright": far(dark, 32.0, 1) * (dark > BRIGHT),
+        "dark": far(np.log1p(light), np.log(3.0), -1) * (light < DARK),
+        "bright": far(np.log1p(255 - dark), np.log(3.0), -1) * (dark > BRIGHT),
         "flat": far(np.where(blank, np.nan, spread), np.log(3.0), -1) * (contrast < FLAT),
     }
     excess = np.zeros((len(ODD), len(seen)))

@@ -61,8 +61,8 @@ class Measures:
 def measure(images: Images, progress: Progress | None = None) -> Measures:
     """Look at every picture once, `BATCH` of them in memory at a time.
 
-    Light, contrast and blur are those of the picture as it is used, at most 112 pixels a side; the black beside one
-    that is not square does not count.
+    Light, contrast and blur are those of the picture as it is used, at most 112 pixels a side, but not of one that had
+    to grow for that, nor of the black beside one that is not square.
 
     Args:
         images: N pictures.
@@ -104,6 +104,10 @@ def _look(found: Measures, rows: NDArray[np.int64], block: NDArray[np.uint8]) ->
     for size, box in boxes.items():
         alike = (found.size[rows] == size).all(axis=1)
         some = grey[alike][:, box[0], box[1]]
+        if 0 < size[0] < some.shape[1]:  # one that was grown is no sharper for it
+            some = np.stack(
+                [np.asarray(Image.fromarray(one).resize(size[::-1], Image.Resampling.BILINEAR)) for one in some]
+            )
         flat = some.reshape(len(some), -1)
         k = flat.shape[1] // 100
         ordered = np.partition(flat, (k, flat.shape[1] - 1 - k), axis=1)

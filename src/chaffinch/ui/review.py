@@ -40,8 +40,8 @@ RELATED = 5
 """Copies of a sample that are shown beside it."""
 
 SHOWS = {
-    "noisy": "All", "mislabelled": "Wrong label", "ood": "Foreign", "duplicates": "Copies", "leaks": "In the test set",
-    "odd": "Look odd", "unsure": "Unsure",
+    "noisy": "All", "mislabelled": "Wrong label", "ood": "Foreign", "duplicates": "Copies", "leaks": "In test set",
+    "odd": "Odd", "unsure": "Unsure",
 }  # fmt: skip
 WORDS = {"mislabelled": "wrong label", "ood": "foreign"}
 
@@ -170,8 +170,9 @@ def _user() -> str:
 
 def head(spec: Spec, study: Study, judged: bool) -> tuple[Spec, bool, str]:
     """Which queue, one by one or many together, and who decides."""
-    a, b, c = st.columns([5, 3, 3], vertical_alignment="top")
-    missing = checks.available(study)
+    a, b, c = st.columns([6, 3, 2], vertical_alignment="top")
+    st.html("<style>.st-key-queue [role=radiogroup]{flex-wrap:wrap}</style>")  # on a phone, all queues are in sight
+    missing = checks.lacking(study)
     shows = [show for show in SHOWS if (judged or show not in KINDS) and show not in missing]
     shows = [show for show in shows if show != "odd" or not missing.keys() >= set(ODD)]
     show = a.segmented_control(  # no menu: it would keep the focus, and swallow the keys that decide
@@ -329,7 +330,7 @@ def one(
     seen = replace(views.inspect(study, position, detections, votes, at.verdict), true=None, kind=None)
     near = np.array([j for j, _, _ in seen.neighbours], np.int64)
     others = reviews.alike(position, near, at.proba, at.suggestions, at.codes) if len(near) else []
-    others = others if at.codes[position] < 0 else []
+    others = others if at.codes[position] < 0 and spec.queue not in reviews.CHECKED else []
     together = bool(others) and st.session_state.get("_together") == study.name_of(position)
     chosen = [position, *(others if together else [])]
     left, right = st.columns([2, 3], gap="medium")
@@ -402,7 +403,8 @@ background:color-mix(in srgb,currentColor 8%,transparent);overflow-wrap:anywhere
 .cf-copies img{display:block;width:100%;border-radius:6px}.cf-copies figcaption{font-size:.8rem;overflow-wrap:anywhere;
 line-height:1.3;margin-top:.2rem}.cf-copies b{display:block}.cf-copies .differs b::before{content:"≠ "}
 .cf-why{margin:.35rem 0 0;padding:0;list-style:none;font-size:.9rem}.cf-why li{padding-left:.7rem;
-border-left:3px solid color-mix(in srgb,currentColor 45%,transparent);margin-bottom:.2rem;overflow-wrap:anywhere}
+border-left:3px solid color-mix(in srgb,currentColor 45%,transparent);margin:0 0 .2rem;
+overflow-wrap:anywhere}
 @media(max-width:640px){.cf-copies figure{width:min(30%,8rem)}}
 .cf-title{display:flex;flex-wrap:wrap;gap:.2rem .8rem;align-items:baseline;font-size:1.45rem;line-height:1.3}
 .cf-title span{font-size:.9rem;opacity:.75}.cf-title i{font-style:normal;font-size:.9rem;padding:.1rem .55rem;
