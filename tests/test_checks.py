@@ -12,7 +12,20 @@ from scenes import CHANGES, darker, jpeg, plain, planted, put, scene
 from chaffinch import checks
 from chaffinch.base.errors import InputError
 from chaffinch.base.neighbors import near_duplicates, nearest
-from chaffinch.checks import CHECKS, ODD, Checks, far, find, grouped, known, lacking, leaked, reasons, summary, unit
+from chaffinch.checks import (
+    CHECKS,
+    ODD,
+    Checks,
+    alikeness,
+    far,
+    find,
+    grouped,
+    known,
+    lacking,
+    leaked,
+    reasons,
+    summary,
+)
 from chaffinch.data import NoisyDataset, Observed
 from chaffinch.data.dataset import Split
 from chaffinch.data.measures import measure
@@ -278,10 +291,20 @@ class TestLeaked:
 
     def test_sketches_correlate_whatever_the_light(self):
         sketch = measure(np.stack([np.asarray(p) for p in (scene(1), darker(scene(1), 0.7), scene(2))])).sketch
-        alike = unit(sketch) @ unit(sketch).T
+        ((start, alike),) = alikeness(sketch, sketch, np.array([[0, 1, 2]] * 3))
+        assert start == 0
+        np.testing.assert_allclose(alike, np.corrcoef(sketch.astype(float)), atol=1e-5)
         assert alike[0, 1] > 0.999
-        assert alike[0, 2] < 0.9
-        assert not unit(np.full((1, 256), 7, np.uint8)).any(), "one tone is like nothing"
+        plain = np.full((1, 256), 7, np.uint8)
+        ((_, alike),) = alikeness(plain, np.concatenate([plain, sketch]), np.array([[0, 1]]))
+        assert not alike.any(), "one tone is like nothing"
+
+    def test_blocks_fit_together(self, monkeypatch):
+        monkeypatch.setattr(checks, "BLOCK", 4)
+        rng = np.random.default_rng(0)
+        sketch, near = rng.integers(0, 256, (10, 256), dtype=np.uint8), rng.integers(0, 10, (10, 3))
+        found = np.concatenate([alike for _, alike in alikeness(sketch, sketch, near)])
+        np.testing.assert_allclose(found, np.take_along_axis(np.corrcoef(sketch.astype(float)), near, 1), atol=1e-5)
 
 
 def test_there_is_no_other_check(study):

@@ -15,7 +15,8 @@
 Copies are looked for among the nearest neighbours that all detectors share; which of those are copies the pixels say,
 since an encoder that was taught to overlook changes puts pictures together that are none: on Fashion-MNIST, 7 of the 10
 pairs that cleanlab's rule (a cosine distance below 0.13 of the usual one) gives were different pieces of clothing, and
-it found a quarter of copies saved as JPEG. Without pictures that rule is all there is.
+it found a quarter of copies saved as JPEG of quality 75, where the pixels find 93%. Without pictures that rule is all
+there is.
 
 "Far" means `SPREADS` robust standard deviations of the dataset's own values on that side of their median, and by a
 fixed least amount as well, so that black backgrounds and sets that are dark throughout are nothing odd.
@@ -26,8 +27,9 @@ and it reads folders, so that every picture would be decoded once more. It is no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -60,7 +62,9 @@ ODD = tuple(CHECKS)[2:]
 
 COPY, MOST, RANK = 0.03, 0.02, 5
 """Sketches differ by 1 - their correlation. Two pictures are copies where that is below `COPY` times what it usually is
-to the fifth most alike neighbour (the nearest may all be copies), and below `MOST`."""
+to the fifth most alike neighbour (the nearest may all be copies), and below `MOST`. On Fashion-MNIST's 28 x 28 pixels
+this finds all copies that are brighter, darker or a JPEG of quality 90, 93% of quality 75, 59% of quality 50, and 10%
+of those that were grown by half and shrunk again; three pairs of 12,000 different pictures are so much alike, too."""
 
 TESTS = 10
 """Nearest test samples with which each training sample is compared."""
@@ -73,7 +77,10 @@ BLANK, DARK, BRIGHT, FLAT, BLURRED = 2.0, 64.0, 191.0, 16.0, 0.7
 PLAIN = 2.0
 """Sketches with a smaller standard deviation correlate by chance."""
 
-BLOCK = 1024
+JUDGES = 5000
+"""Samples that tell what is usual."""
+
+BLOCK = 512
 """Samples whose neighbours are compared at a time."""
 
 Flags = NDArray[np.bool_]
@@ -129,6 +136,16 @@ class Checks:
             return np.asarray(self.excess[ODD.index(check)] > 1)
         return np.asarray((self.group if check == "duplicates" else self.leak) >= 0)
 
+    @cached_property
+    def sizes(self) -> Rows:
+        """(G,) members of each group."""
+        return np.bincount(self.group[self.group >= 0], minlength=int(self.group.max(initial=-1)) + 1)
+
+    @property
+    def listed(self) -> Flags:
+        """(N,) does any check list it?"""
+        return np.asarray((self.group >= 0) | (self.leak >= 0) | (self.excess > 1).any(axis=0))
+
     def siblings(self, position: int) -> list[int]:
         """The other members of a sample's group, the one most like it first."""
         if self.group[position] < 0:
@@ -141,7 +158,7 @@ class Checks:
         """(N,) is it in a group whose members have different labels?"""
         grouped = np.flatnonzero(self.group >= 0)
         pairs = np.unique(np.column_stack([self.group[grouped], labels[grouped]]), axis=0)
-        several = np.bincount(pairs[:, 0], minlength=int(self.group.max(initial=-1)) + 1) > 1
+        several = np.bincount(pairs[:, 0], minlength=len(self.sizes)) > 1
         found = np.zeros(len(self), bool)
         found[grouped] = several[self.group[grouped]]
         return found
@@ -178,7 +195,7 @@ class Checks:
             rows = np.flatnonzero(self.leak >= 0)
             found[rows[np.argsort(self.leak_gap[rows], kind="stable")]] = np.arange(len(rows), 0, -1)
         elif queue == "duplicates":
-            left = np.bincount(self.group[(self.group >= 0) & ~gone], minlength=int(self.group.max(initial=-1)) + 1)
+            left = np.bincount(self.group[(self.group >= 0) & ~gone], minlength=len(self.sizes))
             rows = np.flatnonzero(self.group >= 0)
             rows = rows[(left[self.group[rows]] > 1) | gone[rows]]
             last = ~self.spare(better, ~gone)
@@ -254,12 +271,12 @@ def _find(study: Study, identical: bool, report: Report | None) -> Arrays:
     elif near is not None:
         info["usual_distance"] = float(np.median(1.0 - near.similarity[:, 0].astype(np.float64)))
     if "duplicates" not in skipped:
-        pairs, gaps = _pairs(near, seen, usual)
+        pairs, gaps = _pairs(near, seen, usual, lambda share: tell("copies", share))
         group, copy, gap = grouped(n, pairs, gaps)
     if "leaks" not in skipped and test is not None and seen is not None:
         rows = study.test_rows()
         others = look(study, some(test.images, rows), "test pictures", tell)
-        tell("test pictures", 1.0)
+        tell("copies in the test set", 0.0)
         close = None
         if usual is not None and study.features is not None and (features := study.test_features()) is not None:
             close = nearest_in(features[0], study.features, TESTS).indices
@@ -281,7 +298,9 @@ def look(study: Study, images: Images, what: str, report: Report) -> Measures:
     return Measures(**study.workspace.remember("measures", digest(key_of(images), VERSIONS["measures"]), make))
 
 
-def _pairs(near: Neighbors | None, seen: Measures | None, limit: float | None) -> tuple[Rows, Floats]:
+def _pairs(
+    near: Neighbors | None, seen: Measures | None, limit: float | None, progress: Callable[[float], None]
+) -> tuple[Rows, Floats]:
     """(P, 2) pairs of copies, and (P,) by how much they differ."""
     if seen is None:
         if near is None:
@@ -301,6 +320,7 @@ def _pairs(near: Neighbors | None, seen: Measures | None, limit: float | None) -
             row, column = np.nonzero(block < limit)
             found.append(np.column_stack([row + start, near.indices[row + start, column]]))
             apart.append(block[row, column])
+            progress(start / len(seen))
     return np.concatenate(found), np.concatenate(apart)
 
 
@@ -317,28 +337,48 @@ def same(mark: Rows, seen: Flags) -> Rows:
     return np.column_stack([rows[:-1][equal], rows[1:][equal]])
 
 
-def unit(sketch: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Sketches (..., P) as vectors of length 1 and sum 0, so that a product is a correlation; zero where too plain."""
-    x = sketch.astype(np.float32)
-    x -= x.mean(axis=-1, keepdims=True)
-    norm = np.linalg.norm(x, axis=-1, keepdims=True)
-    return np.where(norm > PLAIN * np.sqrt(x.shape[-1]), x / np.maximum(norm, 1e-6), 0).astype(np.float32)
+def alikeness(sketches: NDArray[np.uint8], others: NDArray[np.uint8], near: Rows) -> Iterator[tuple[int, Floats]]:
+    """Correlations of sketches with those of their neighbours, block by block.
 
+    Args:
+        sketches: (N, P).
+        others: (M, P).
+        near: (N, k) positions among the others.
 
-def _compared(seen: Measures, others: Measures, near: Rows) -> Any:
-    """Blocks of samples: where each begins, and (B, k) 1 - correlation of the sketches of samples and neighbours."""
+    Yields:
+        where the block begins, and (B, k) correlations; 0 with a sketch that is too plain (see `PLAIN`).
+    """
+    (middle, size), (mean, norm) = _moments(sketches), _moments(others)
     for start in range(0, len(near), BLOCK):
         rows = slice(start, start + BLOCK)
-        alike = np.einsum("bp,bkp->bk", unit(seen.sketch[rows]), unit(others.sketch[near[rows]]))
-        yield start, np.maximum(1.0 - alike.astype(np.float64), ROUNDING)  # 0 is for identical ones
+        own = np.subtract(sketches[rows], middle[rows, None], dtype=np.float32)
+        theirs = np.subtract(others[near[rows]], mean[near[rows]][..., None], dtype=np.float32)
+        product = np.matmul(theirs, own[..., None])[..., 0].astype(np.float64)
+        yield start, product / (size[rows, None] * norm[near[rows]])
+
+
+def _moments(sketches: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Floats]:
+    """Mean (N,) and norm (N,) of what is left without it; infinite where that is too little."""
+    mean, norm = np.empty(len(sketches), np.float32), np.empty(len(sketches))
+    for start in range(0, len(sketches), BLOCK):
+        rows = slice(start, start + BLOCK)
+        mean[rows] = sketches[rows].mean(axis=1, dtype=np.float32)
+        norm[rows] = np.linalg.norm(sketches[rows] - mean[rows, None], axis=1)
+    return mean, np.where(norm > PLAIN * np.sqrt(sketches.shape[1]), norm, np.inf)
+
+
+def _compared(seen: Measures, others: Measures, near: Rows) -> Iterator[tuple[int, Floats]]:
+    """Blocks of samples: where each begins, and by how much they differ from their neighbours (B, k)."""
+    for start, alike in alikeness(seen.sketch, others.sketch, near):
+        yield start, np.maximum(1.0 - alike, ROUNDING)  # 0 is for identical ones
 
 
 def typical(near: Neighbors, seen: Measures) -> float:
-    """By how much two pictures may differ and be copies: see `COPY`."""
-    usual = np.empty(len(near.indices))
+    """By how much two pictures may differ and be copies: see `COPY`; some samples tell what is usual."""
+    some = np.unique(np.linspace(0, len(seen) - 1, JUDGES).astype(int))
     rank = min(RANK, near.k) - 1
-    for start, apart in _compared(seen, seen, near.indices):
-        usual[start : start + len(apart)] = np.sort(apart, axis=1)[:, rank]
+    blocks = alikeness(seen.sketch[some], seen.sketch, near.indices[some])
+    usual = np.concatenate([np.sort(1.0 - alike, axis=1)[:, rank] for _, alike in blocks])
     return float(np.clip(COPY * np.median(usual), ROUNDING, MOST))
 
 
@@ -447,7 +487,8 @@ def odd(seen: Measures) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     for check, found in tones.items():
         excess[ODD.index(check)] = np.where(free, found, 0.0)
         free &= ~(found > 1)
-    excess[ODD.index("blurred")] = np.where(blank, 0.0, far(np.where(blank, np.nan, blur), 0.15, 1) * (blur > BLURRED))
+    sharp = np.log(np.where(blank, np.nan, np.maximum(1 - blur, 1e-3)))
+    excess[ODD.index("blurred")] = far(sharp, np.log(2.0), -1) * (blur > BLURRED)
     for check, logs, least in (("odd-size", side, np.log(3.0)), ("odd-shape", long, np.log(2.0))):
         excess[ODD.index(check)] = np.maximum(far(logs, least, 1), far(logs, least, -1))
     values = np.stack([dark, light, contrast, blur, height, width])
@@ -467,7 +508,7 @@ def reasons(study: Study, found: Checks, position: int) -> tuple[Reason, ...]:
     measured = "pixels correlate {:.4f}" if observed.images is not None else "cosine similarity {:.5f}"
     told = []
     if (copy := int(found.copy[position])) >= 0:
-        gap, more = found.gap[position], len(found.siblings(position)) - 1
+        gap, more = found.gap[position], int(found.sizes[found.group[position]]) - 2
         exact = gap == 0 and observed.images is not None
         words = f"identical to {observed.ids[copy]}" if exact else f"copy of {observed.ids[copy]}"
         words += "" if exact else f" ({measured.format(1 - gap)})"
@@ -513,7 +554,7 @@ def summary(study: Study, found: Checks, most: int = 5) -> dict[str, Any]:
         listed[check] = {"flagged": len(rows), "samples": samples}
     if "duplicates" in listed:
         listed["duplicates"] |= {
-            "groups": int(found.group.max(initial=-1)) + 1,
+            "groups": len(found.sizes),
             "groups_of_different_labels": len(np.unique(found.group[found.split(labels)])),
             "spare": int(found.spare(alike, ~none).sum()),
         }
@@ -524,9 +565,8 @@ def summary(study: Study, found: Checks, most: int = 5) -> dict[str, Any]:
 
 def texts(study: Study, found: Checks) -> tuple[Sequence[str], Sequence[str]]:
     """Of every sample, the names of the checks that list it, with commas, and why in words; empty for most."""
-    flagged = np.stack([found.flags(check) for check in CHECKS])
     issues, why = np.full(len(study), "", object), np.full(len(study), "", object)
-    for i in np.flatnonzero(flagged.any(axis=0)).tolist():
+    for i in np.flatnonzero(found.listed).tolist():
         told = reasons(study, found, i)
         issues[i], why[i] = ",".join(r.check for r in told), "; ".join(r.words for r in told)
     return issues.tolist(), why.tolist()

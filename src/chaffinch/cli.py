@@ -519,6 +519,8 @@ def _check(args: argparse.Namespace) -> int:
     from .study import Study
     from .workspace import Workspace
 
+    if args.show < 0:
+        raise InputError(f"--show must be a number from 0, got {args.show}")
     workspace = Workspace(args.workspace)
     study = Study(args.dataset, args.encoder, workspace=workspace)
     report = _reporter(workspace, args.job, Meter(args.quiet))

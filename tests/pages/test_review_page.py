@@ -468,6 +468,20 @@ def test_many_copies_together_leave_one_of_each_group(open_page, checked, worksp
     assert len(Reviews(workspace.decisions).states(study.dataset.digest)) == 4
 
 
+def test_a_dropped_copy_says_nothing_of_its_label(open_page, checked):
+    study = Study(checked.dataset)
+    flags = study.detect("small-loss").flags(Cut("small-loss"))
+    found = checks.find(study)
+    app = open_page(replace(checked, queue="duplicates"))
+    for _ in range(4):
+        press(app, "drop")
+    assert "none decided yet" in html(app)
+    i = int(np.flatnonzero(flags & ~found.listed)[0])
+    app = open_page(replace(checked, sample=study.name_of(i)))
+    press(app, "drop")
+    assert "1 of 1 decided are noisy" in html(app)
+
+
 def test_only_queues_that_can_be_filled_are_offered(open_page, spec):
     assert queues(open_page(spec)) == ["All", "Wrong label", "Foreign", "Copies", "Unsure"]
 

@@ -107,9 +107,17 @@ class Desk:
         return () if self.found is None else checks.reasons(self.study, self.found, position)
 
     @cached_property
+    def told(self) -> reviews.Codes:
+        """(N,) what the decisions say of noise: that one was dropped which a check lists says nothing of its label."""
+        if self.found is None:
+            return self.codes
+        silent = self._gone & self.found.listed
+        return np.where(silent, np.int8(reviews.CHOICES.index("unsure")), self.codes)
+
+    @cached_property
     def corrected(self) -> reviews.Recalibrated | None:
         """P(noisy) as the decisions have corrected it; None without a verdict."""
-        return None if self.verdict is None else reviews.recalibrate(self.verdict.noise, self.codes)
+        return None if self.verdict is None else reviews.recalibrate(self.verdict.noise, self.told)
 
 
 @lru_cache(maxsize=4)
@@ -575,7 +583,7 @@ def lessons(at: Desk, votes: views.Votes) -> None:
     if at.verdict is None or at.corrected is None:
         st.caption("Without a verdict nobody can say how much noise is left.")
         return
-    advice = reviews.advise(at.verdict.noise, at.codes, at.corrected)
+    advice = reviews.advise(at.verdict.noise, at.told, at.corrected)
     left = f"about **{advice.left:,.0f}** ({advice.low:,.0f} to {advice.high:,.0f})"
     ahead = f"of the next {advice.ahead}, {advice.soon:.0f}"
     more = f" {advice.more:,} more decisions would leave at most {reviews.ENOUGH:.0%} of all noise."
@@ -586,7 +594,7 @@ def lessons(at: Desk, votes: views.Votes) -> None:
         st.info(text + more, icon=":material/trending_down:")
     st.caption("By the verdict, corrected by the decisions so far; the interval (90%) includes what it said before.")
     st.markdown("##### How far to believe each detector")
-    rows = "".join(_belief(slug, reviews.precision(f, at.codes, at.corrected)) for slug, f in votes.flags.items())
+    rows = "".join(_belief(slug, reviews.precision(f, at.told, at.corrected)) for slug, f in votes.flags.items())
     st.html(_BELIEF_STYLE + (rows or "<p>Switch a detector on to see how often it is right.</p>"))
     st.caption(
         "Bar: Wilson's 95% interval of the share of noisy ones among its flagged samples that were decided; the queue "
