@@ -31,12 +31,15 @@ with shell.explained():
 
     spec, together, who = review.head(spec, study, pickers.has_verdict(study))
     if not pickers.awaits_verdict(study):
-        at = review.desk(study, found, verdict, who)
-        order = reviews.queue(at.proba, at.codes, spec.queue, at.skipped)
+        checked = review.checked(spec, study)
+        at = review.desk(study, found, verdict, who, checked)
+        order = reviews.queue(at.proba, at.codes, spec.queue, at.skipped, at.urgency(spec.queue))
         review.tell()
-        review.progress(at)
+        review.progress(at, spec.queue)
         review.conflict(at)
-        if together:
+        if checked is None and spec.queue in reviews.CHECKED:
+            st.caption("Looking for copies, leaks and odd pictures; the other queues are open meanwhile.")
+        elif together:
             review.many(at, order, spec.queue)
         elif (clicked := review.one(spec, at, found, votes, order)) is not None:
             spec = replace(spec, sample=study.name_of(clicked))

@@ -13,8 +13,8 @@ import chaffinch
 ROOT = Path(chaffinch.__file__).parent
 BUNDLE = ROOT.parents[1]
 LEVELS = """card; registry; base; data; losses detectors metrics projection; encoders; trainers; evidence; verdict;
-spec workspace reviews thumbnails exports; study; figures; views; comparison lineup pulls training experiment cleaned;
-lesson;
+spec workspace reviews thumbnails exports; study; figures; views checks benefit;
+comparison lineup pulls training experiment cleaned; lesson;
 ui cli; pages app"""
 LEVEL = {name: i for i, level in enumerate(LEVELS.split(";")) for name in level.split()}
 HEAVY = {"torch", "sklearn", "umap", "faiss", "streamlit", "plotly", "pandas", "scipy"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scenes import CHANGES, planted, put
 
 from chaffinch import __version__, registry
 from chaffinch.base.files import asset
@@ -789,6 +790,37 @@ class TestCompareEncoders:
         code, out, err = run("compare-encoders", f"arrays:{pictures_file}", "--encoder", "nobody")
         assert (code, out) == (2, "")
         assert "there is no encoder called 'nobody'" in err
+
+
+class TestCheck:
+    def test_json(self, document, tmp_path):
+        told = document("check", put(tmp_path / "planted", planted()), "--show", "1")
+        assert set(told) == {"dataset", "n", "checks", "skipped"}
+        assert {check: found["flagged"] for check, found in told["checks"].items()} == {
+            "duplicates": 8, "leaks": 2, **dict.fromkeys(CHANGES, 1),
+        }  # fmt: skip
+        assert told["checks"]["dark"]["samples"][0]["id"] == "train/a/dark.png"
+        assert set(told["checks"]["leaks"]) == {"flagged", "samples", "test_samples", "of"}
+        assert (told["n"], told["skipped"]) == (51, {})
+
+    def test_words(self, run, tmp_path):
+        name = put(tmp_path / "planted", planted())
+        code, out, _ = run("check", name, "--identical", "--encoder", "none", "--quiet")
+        assert code == 0
+        assert "(duplicates): 4, 2 groups (1 of them under different labels), 2 could go" in out
+        assert "(leaks): 1, copies of 1 of 10 test samples" in out
+        assert "  train/a/006.png: also in the test set: test/a/leak.png, identical" in out
+        assert "\nblank: 1\n" in out
+
+    def test_what_cannot_be_checked(self, run, arrays_file):
+        code, out, _ = run("check", f"arrays:{arrays_file()}", "--encoder", "features", "--quiet")
+        assert code == 0
+        assert "skipped leaks: there is no test split" in out
+        assert "skipped dark: there are no pictures" in out
+
+    def test_as_a_job_of_the_app(self, run, workspace, arrays_file):
+        assert run("check", f"arrays:{arrays_file()}", "--encoder", "features", "--job", "j")[0] == 0
+        assert workspace.noted("j") == {"done": True}
 
 
 class TestWorkspace:

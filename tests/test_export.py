@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scenes import planted, put
 
-from chaffinch import cleaned
+from chaffinch import checks, cleaned
 from chaffinch.base.errors import InputError
 from chaffinch.cleaned import Policy, decided, make, safe_names, settle, write
 from chaffinch.cli import main
@@ -384,6 +386,110 @@ class TestReplay:
             code, _, err = run("export", "--replay", tmp_path / name, "--out", tmp_path / "two")
             assert code == 2
             assert message in err
+
+
+class TestChecks:
+    @pytest.fixture
+    def study(self, tmp_path, workspace) -> Study:
+        """A folder of 51 training pictures with four pairs of copies, two leaks and seven odd ones."""
+        return Study(put(tmp_path / "planted", planted()), workspace=workspace)
+
+    def test_columns_say_what_was_found_and_why(self, study):
+        table = make(study, [], checked=True).table.set_index("id")
+        found = checks.find(study)
+        assert table["is_near_duplicate_issue"].sum() == 8
+        assert table.index[table["is_leak_issue"]].tolist() == ["train/a/006.png", "train/a/008.png"]
+        for name, made_of in cleaned.ISSUES.items():
+            flags = np.any([found.flags(check) for check in made_of], axis=0)
+            np.testing.assert_array_equal(table[f"is_{name}_issue"], flags)
+        same = table.loc["train/a/same.png"]
+        assert (same["issues"], same["duplicate_of"]) == ("duplicates", "train/a/000.png")
+        assert same["why"] == "identical to train/a/000.png"
+        assert same["duplicate_set"] == table.loc["train/a/000.png", "duplicate_set"] >= 0
+        assert table.loc["train/a/flat.png", "tags"].endswith(",flat")
+        plain = table.loc["train/b/001.png", ["issues", "why", "duplicate_of", "duplicate_set"]]
+        assert plain.tolist() == ["", "", "", -1]
+
+    def test_they_come_where_they_are_at_hand(self, study, blobs, workspace):
+        assert "issues" not in make(study, []).table
+        checks.find(study)
+        assert "issues" in make(study, []).table
+        assert "issues" not in make(study, [], checked=False).table
+        table = make(Study(blobs, "features", workspace=workspace), [], checked=True).table
+        assert "is_near_duplicate_issue" in table
+        assert not {"is_leak_issue", "is_dark_issue"} & set(table)
+
+    def test_one_of_each_group_stays(self, study):
+        verdict, found = study.verdict(), checks.find(study)
+        table = make(study, [], policy=Policy(drop=("duplicates", "leaks", "blank"))).table.set_index("id")
+        gone = table["action"] == "drop"
+        assert gone.sum() == 4 + 2 + 1
+        assert set(table["action_by"][gone]) == {"check"}
+        for group in range(4):
+            rows = np.flatnonzero(found.group == group)
+            (stays,) = rows[~gone.to_numpy()[rows]]
+            assert verdict.proba[stays, 0] == verdict.proba[rows, 0].max()
+
+    def test_what_a_person_decided_counts_first(self, study):
+        places = {name: study.position(f"train/{name}") for name in ("a/000.png", "a/same.png", "b/other.png")}
+        made = [decision("train/b/other.png", "keep"), decision("train/a/006.png", "keep", revision=2)]
+        found = settle(study, [], None, made, Policy(drop=("duplicates", "leaks")), checks.find(study))
+        assert found.labels[study.position("train/a/002.png")] == -1, "its copy is the one that was chosen"
+        assert found.labels[places["b/other.png"]] >= 0
+        assert found.labels[study.position("train/a/006.png")] >= 0
+        assert (found.labels[places["a/000.png"]] < 0) != (found.labels[places["a/same.png"]] < 0)
+        made = [decision("train/a/000.png", "drop")]
+        found = settle(study, [], None, made, Policy(drop=("duplicates",)), checks.find(study))
+        assert found.labels[places["a/same.png"]] >= 0, "the other one is gone already"
+        made = [decision("train/a/000.png", "keep"), decision("train/a/same.png", "keep", revision=2)]
+        found = settle(study, [], None, made, Policy(drop=("duplicates",)), checks.find(study))
+        assert (found.labels[[places["a/000.png"], places["a/same.png"]]] >= 0).all()
+
+    def test_what_was_not_checked_cannot_be_dropped(self, study, blobs, workspace):
+        with pytest.raises(InputError, match="duplicates were not looked for here"):
+            settle(study, [], None, [], Policy(drop=("duplicates",)))
+        with pytest.raises(InputError, match="leaks cannot be dropped: there is no test split"):
+            make(Study(blobs, "features", workspace=workspace), [], policy=Policy(drop=("leaks",)))
+
+    @pytest.fixture
+    def first(self, run, tmp_path) -> Path:
+        name = put(tmp_path / "planted", planted())
+        arguments = ("--drop", "duplicates,leaks,dark", "--detector", "knn-label", "--map", "none")
+        code, out, _ = run("export", name, "--out", tmp_path / "one", *arguments, "--quiet")
+        assert code == 0
+        assert "44 kept, 0 relabelled, 7 dropped" in out
+        assert re.search(r"accuracy: a linear classifier .* of 10 test samples before and ", out)
+        return tmp_path / "one"
+
+    def test_a_replay_gives_the_same_rows(self, run, first, workspace, tmp_path):
+        told = json.loads((first / "manifest.json").read_text())
+        assert told["policy"]["drop"] == ["duplicates", "leaks", "dark"]
+        assert (told["checks"], told["accuracy"]["test"], told["accuracy"]["train_after"]) == (True, 10, 44)
+        workspace.clear("results")
+        code, _, err = run("export", "--replay", first / "manifest.json", "--out", tmp_path / "two", "--quiet")
+        assert (code, err) == (0, "")
+        for name in ("table.csv", "manifest.json"):
+            assert (tmp_path / "two" / name).read_bytes() == (first / name).read_bytes()
+        back = read_table(first / "table.csv")
+        assert (back["issues"] != "").sum() == 8 + 2 + 7
+        assert back["duplicate_of"].dtype == back["id"].dtype
+
+    def test_another_test_split_is_refused(self, run, first, tmp_path):
+        (tmp_path / "planted" / "test" / "a" / "leak.png").unlink()
+        code, _, err = run("export", "--replay", first / "manifest.json", "--out", tmp_path / "two", "--quiet")
+        assert code == 2
+        assert "was made with another test split than" in err
+
+    def test_manifests_from_before_the_checks_are_replayed_without(self, run, first, tmp_path):
+        told = json.loads((first / "manifest.json").read_text())
+        old = {key: value for key, value in told.items() if key not in ("checks", "accuracy", "table")}
+        old["dataset"].pop("test")
+        old["policy"]["drop"] = []
+        (tmp_path / "old.json").write_text(json.dumps(old))
+        code, out, _ = run("export", "--replay", tmp_path / "old.json", "--out", tmp_path / "two", "--quiet")
+        assert code == 0
+        assert "accuracy" not in out
+        assert "issues" not in read_table(tmp_path / "two" / "table.csv")
 
 
 class TestCommand:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from chaffinch.base.errors import InputError
 from chaffinch.reviews import (
+    CHECKED,
     CHOICES,
     ENOUGH,
     Choice,
@@ -279,6 +280,12 @@ class TestQueue:
     def test_back_to_the_unsure(self):
         codes = np.array([3, -1, 0, 3, 1], np.int8)
         assert queue(self.proba, codes, "unsure").tolist() == [3, 0]
+
+    @pytest.mark.parametrize("show", CHECKED)
+    def test_what_a_check_lists_in_the_order_of_its_urgency(self, show):
+        codes, urgency = np.array([-1, -1, 0, -1, -1], np.int8), np.array([3.0, 0, 9, 1, 2])
+        assert queue(self.proba, codes, show, [0], urgency).tolist() == [4, 3, 0, 2]
+        assert queue(self.proba, codes, show).tolist() == [], "nobody has looked yet"
 
     def test_suggestions_never_repeat_the_given_label(self):
         found = suggest(np.array([0, 1, 2]), [np.array([1, 1, 2]), np.array([2, 0, 2])])

@@ -8,15 +8,19 @@ One row a sample, dropped ones included. The columns, in their order (those that
 ``given_label``        as the dataset has it (cleanlab's name)
 ``final_label``        after decisions and policy; empty = dropped
 ``ground_truth``       the same under FiftyOne's usual name
-``tags``               for FiftyOne: the action, and the verdict's kind where it is noise, with a comma
+``tags``               for FiftyOne: the action, the verdict's kind where it is noise, and ``issues``, with commas
 ``action``             ``keep``, ``relabel`` or ``drop``
-``action_by``          ``decision``, ``verdict``, or empty: nobody saw a reason to change it
+``action_by``          ``decision``, ``verdict``, ``check``, or empty: nobody saw a reason to change it
 ``decision`` …         what a person decided, and ``who``, ``when`` (UTC), ``reason``
 ``suggestion``         the label to give instead, or empty
 ``verdict``            ``clean``, ``mislabelled`` or ``ood``; ``p_clean``, ``p_mislabelled``, ``p_ood`` are its reasons
 ``predicted_label``    the likeliest class if the sample has one (cleanlab's name)
 ``is_label_issue``     the verdict is not ``clean`` (cleanlab's name); ``is_outlier_issue``: it is ``ood``
 ``label_quality``      P(clean), low = bad (cleanlab's name and direction)
+``issues``, ``why``    names of the checks that list it, with commas (see `chaffinch.checks`), and what they measured
+``duplicate_of``       id of the copy most like it; ``duplicate_set``: number of its group of copies, -1 = none
+``is_…_issue``         ``near_duplicate``, ``leak``, and cleanvision's names ``dark``, ``light``, ``low_information``,
+                       ``blurry``, ``odd_size``, ``odd_aspect_ratio``, as far as that was checked
 ``true_label, kind``   where the truth is known
 ``x``, ``y``           place on the map, for Embedding Atlas (``--x x --y y --text given_label``)
 ``SLUG_score`` …       of each detector: score, chance (score as a probability), flag, suggestion
@@ -40,9 +44,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from . import __version__
+from . import __version__, checks
 from .base.errors import InputError
 from .base.files import digest, read_json, sha256_file, write_json
+from .benefit import benefit, lacking
+from .checks import CHECKS, Checks
 from .data import NoisyDataset
 from .data.pictures import PictureFiles
 from .exports import write_table
@@ -55,6 +61,13 @@ from .verdict import Verdict
 FORMATS = ("csv", "parquet")
 PICTURES = ("none", "links", "copies")
 NOISE = ("mislabelled", "ood")
+ISSUES = {
+    "near_duplicate": ("duplicates",), "leak": ("leaks",), "dark": ("dark",), "light": ("bright",),
+    "low_information": ("blank", "flat"), "blurry": ("blurred",), "odd_size": ("odd-size",),
+    "odd_aspect_ratio": ("odd-shape",),
+}  # fmt: skip
+"""Names that cleanlab and cleanvision give to what the checks find."""
+
 MANIFEST = "manifest.json"
 VERSION = 1
 """Of the manifest's layout."""
@@ -64,10 +77,12 @@ Report = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Policy:
-    """What happens to a sample: what a person decided; else what the verdict is sure enough of; else it is kept.
+    """What happens to a sample: what a person decided; else what the verdict is sure enough of, or a check found; else
+    it is kept.
 
     Attributes:
-        drop: kinds of noise that the verdict may drop.
+        drop: kinds of noise that the verdict may drop, and names of checks (see `chaffinch.checks.CHECKS`) that
+            may drop what they list; of each group of ``duplicates`` one stays.
         relabel: the verdict may give wrongly labelled samples their suggested label.
         above: how probable the kind must be for that, 0 to 1.
         unsure: what happens to samples a person was unsure about, ``keep`` or ``drop``; the verdict has no say there.
@@ -79,8 +94,9 @@ class Policy:
     unsure: str = "keep"
 
     def __post_init__(self) -> None:
-        if strange := sorted(set(self.drop) - set(NOISE)):
-            raise InputError(f"drop: {strange[0]!r} is no kind of noise; use {' or '.join(NOISE)}")
+        if strange := sorted(set(self.drop) - {*NOISE, *CHECKS}):
+            known = ", ".join((*NOISE, *CHECKS))
+            raise InputError(f"drop: {strange[0]!r} is no kind of noise and no check; use some of {known}")
         if self.relabel and "mislabelled" in self.drop:
             raise InputError("wrongly labelled samples can be dropped or relabelled, not both; choose one")
         if not 0 <= self.above <= 1:
@@ -91,7 +107,12 @@ class Policy:
     @property
     def automatic(self) -> bool:
         """Does the verdict have a say?"""
-        return bool(self.drop) or self.relabel
+        return bool(set(self.drop) & set(NOISE)) or self.relabel
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """The checks that have a say."""
+        return tuple(check for check in CHECKS if check in self.drop)
 
 
 @dataclass(frozen=True)
@@ -100,7 +121,7 @@ class Settled:
 
     Attributes:
         labels: (N,) int64 final labels, -1 = dropped.
-        by: (N,) text: ``decision``, ``verdict`` or empty.
+        by: (N,) text: ``decision``, ``verdict``, ``check`` or empty.
         suggestions: (N,) int64, -1 = none.
     """
 
@@ -120,15 +141,20 @@ def settle(
     verdict: Verdict | None,
     decisions: Sequence[Decision],
     policy: Policy,
+    found: Checks | None = None,
 ) -> Settled:
-    """Decisions first, then the verdict as far as the policy lets it.
+    """Decisions first, then the verdict and the checks as far as the policy lets them.
+
+    Of the copies that are left when all else is settled one stays: one that a person kept, or else the one likeliest to
+    be clean.
 
     Raises:
-        InputError: the policy asks for a verdict and there is none, or a decision names no sample or class of the data.
+        InputError: the policy asks for a verdict or a check and there is none, or a decision names no sample or class
+            of the data.
     """
     given, classes = study.observed.labels, study.observed.classes
     opinions = ([] if verdict is None else [verdict.labels]) + [
-        found.suggestions for found in detections if found.suggestions is not None
+        d.suggestions for d in detections if d.suggestions is not None
     ]
     suggestions = suggest(given, opinions)
     labels, by = given.copy(), np.full(len(given), "", "<U8")
@@ -153,6 +179,20 @@ def settle(
         what = policy.unsure if d.choice == "unsure" else d.choice
         labels[i] = -1 if what == "drop" else classes.index(d.label) if what == "relabel" else given[i]
         by[i] = "decision"
+    if policy.checks:
+        if found is None:
+            raise InputError(f"{policy.checks[0]} were not looked for here; check the dataset first")
+        if missing := [check for check in policy.checks if check in found.skipped]:
+            raise InputError(f"{missing[0]} cannot be dropped: {found.skipped[missing[0]]}")
+        free = by != "decision"
+        for check in policy.checks:
+            if check != "duplicates":
+                gone = found.flags(check) & free & (labels >= 0)
+                labels[gone], by[gone] = -1, "check"
+        if "duplicates" in policy.checks:
+            better = (np.zeros(len(given)) if verdict is None else verdict.proba[:, 0]) + 2.0 * ~free
+            gone = found.spare(better, labels >= 0) & free
+            labels[gone], by[gone] = -1, "check"
     return Settled(labels, by, suggestions)
 
 
@@ -189,6 +229,8 @@ def make(
     pictures: str = "none",
     format: str = "csv",
     parameters: dict[str, dict[str, Any]] | None = None,
+    checked: bool | None = None,
+    measured: bool = False,
     report: Report | None = None,
 ) -> Export:
     """Put a cleaned dataset together.
@@ -202,11 +244,13 @@ def make(
         pictures: ``none``, ``links`` to the original files, or ``copies``; dropped ones stay behind.
         format: ``csv`` or ``parquet``.
         parameters: of detectors, by slug; the rest are their defaults.
+        checked: with what the checks found; None = if that is at hand without waiting, or the policy asks for it.
+        measured: with the accuracy of a linear classifier before and after, where there is a test split.
         report: progress.
 
     Raises:
-        InputError: a detector cannot run or cut, the policy asks for a verdict and there is none, or there are no
-            pictures or files for what is wanted.
+        InputError: a detector cannot run or cut, the policy asks for a verdict or a check and there is none, or there
+            are no pictures or files for what is wanted.
     """
     policy, parameters = policy or Policy(), parameters or {}
     if pictures not in PICTURES or format not in FORMATS:
@@ -236,19 +280,27 @@ def make(
         found.append(detection)
         detector = study.detector(c.detector, chosen)
         about.append({"cut": str(c), "parameters": detector.get_params(), "package": _package(detector)})
-    settled = settle(study, found, verdict, decisions, policy)
+    if checked is None:
+        checked = bool(policy.checks) or checks.known(study)
+    listed = checks.find(study, report=tell) if checked else None
+    settled = settle(study, found, verdict, decisions, policy, listed)
     if not layout:
         layout = "umap" if study.has_map("umap") else "pca" if study.can_map() else "none"
     names = _names(study, settled.labels, files) if pictures != "none" else ("",) * len(study)
     shown = names if pictures != "none" else files or names
-    table = _table(study, found, flags, verdict, decisions, settled, layout, shown)
+    table = _table(study, found, flags, verdict, decisions, settled, layout, shown, listed)
+    accuracy: dict[str, Any] | None = None
+    if measured:
+        reason = lacking(study)
+        accuracy = {"skipped": reason} if reason else benefit(study, settled.labels, report=tell)
     own = study.encoder == OWN_FEATURES or images is None
     run = study.run
     manifest = {
         "manifest": VERSION,
         "chaffinch": __version__,
         "steps": VERSIONS,
-        "dataset": {"name": study.dataset.name, "digest": study.dataset.digest, "samples": len(study)},
+        "dataset": {"name": study.dataset.name, "digest": study.dataset.digest, "samples": len(study),
+                    "test": study.test_key},
         "encoder": {"name": study.encoder, "sha256": None if own else study.card()["sha256"]},
         "run": None if run is None else {"name": run.name, "digest": digest(run.about, run.epochs)},
         "seed": study.seed,
@@ -257,9 +309,11 @@ def make(
         "map": layout,
         "pictures": pictures,
         "format": format,
+        "checks": checked,
+        "accuracy": accuracy,
         "counts": settled.counts(study.observed.labels),
         "decisions": [asdict(d) for d in decisions],
-    }
+    }  # fmt: skip
     return Export(table, manifest, study.dataset, names)
 
 
@@ -278,6 +332,7 @@ def _table(
     settled: Settled,
     layout: str,
     paths: Sequence[str],
+    listed: Checks | None,
 ) -> pd.DataFrame:
     names = {"label": "given_label", "probable_label": "predicted_label"}
     rest = study.table(found, flags, verdict).rename(columns=names)
@@ -310,6 +365,16 @@ def _table(
             "is_outlier_issue": verdict.kinds == 2,
             "label_quality": verdict.proba[:, 0],
         }
+    if listed is not None:
+        issues, why = checks.texts(study, listed)
+        ids = np.array([*study.observed.ids.tolist(), ""])
+        columns |= {"issues": issues, "why": why, "duplicate_of": ids[listed.copy], "duplicate_set": listed.group}
+        columns |= {
+            f"is_{name}_issue": np.any([listed.flags(check) for check in made_of], axis=0)
+            for name, made_of in ISSUES.items()
+            if not set(made_of) & set(listed.skipped)
+        }
+        columns["tags"] = [f"{tag},{told}" if told else tag for tag, told in zip(columns["tags"], issues, strict=True)]
     columns |= {name: rest.pop(name) for name in ("true_label", "kind") if name in rest}
     if layout != "none":
         columns |= dict(zip("xy", study.map(layout).T, strict=True))
@@ -415,6 +480,8 @@ def replay(
     try:
         changed = [step for step, version in told["steps"].items() if VERSIONS.get(step) != version]
         made_by, digests = told["chaffinch"], (told["dataset"]["digest"], told["encoder"]["sha256"])
+        checked, tested = told.get("checks", False) is True, told["dataset"].get("test")
+        measured = told.get("accuracy") is not None
         if type(told["seed"]) is not int or told["map"] not in (*MAPS, "none"):
             raise TypeError(f"seed {told['seed']!r}, map {told['map']!r}")
         run = told["run"] and (told["run"]["name"], told["run"]["digest"])
@@ -441,6 +508,11 @@ def replay(
             f"{path} is about {told['dataset']['name']} with digest {digests[0]}, but {study.dataset.name} has {now}: "
             "the data have changed; name the ones it was made from as DATASET"
         )
+    if (checked or measured) and tested != study.test_key:
+        raise InputError(
+            f"{path} was made with another test split than {study.dataset.name} has now; "
+            "name the data it was made from as DATASET"
+        )
     if digests[1] is not None and (have := study.card()["sha256"]) != digests[1]:
         raise InputError(
             f"{path} was made with encoder {encoder!r} of SHA-256 {digests[1][:16]}…, but the one of this name is "
@@ -450,7 +522,7 @@ def replay(
         raise InputError(f"{path} was made with run {run[0]!r}, whose record is another one now")
     export = make(
         study, cuts, decisions, policy, layout=told["map"], pictures=pictures, format=format, parameters=parameters,
-        report=report,
+        checked=checked, measured=measured, report=report,
     )  # fmt: skip
     return export, told
 

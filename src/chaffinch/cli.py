@@ -514,8 +514,47 @@ def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: A
         workspace.note(job, {"done": True, "encoder": path.stem} | live)
 
 
+def _check(args: argparse.Namespace) -> int:
+    from .checks import CHECKS, find, summary
+    from .study import Study
+    from .workspace import Workspace
+
+    if args.show < 0:
+        raise InputError(f"--show must be a number from 0, got {args.show}")
+    workspace = Workspace(args.workspace)
+    study = Study(args.dataset, args.encoder, workspace=workspace)
+    report = _reporter(workspace, args.job, Meter(args.quiet))
+    _warn(study.dataset.warnings)
+    if not args.identical:
+        study.embed(report, device=args.device)
+    found = find(study, identical=args.identical, report=report)
+    _warn(study.dataset.undecoded)
+    if args.job:
+        workspace.note(args.job, {"done": True})
+    document = summary(study, found, args.show)
+    if args.json:
+        print(json.dumps(document, indent=2))
+        return 0
+    encoder = "" if args.identical else f", encoder {study.encoder}"
+    print(f"{study.dataset.name}: {len(study)} samples{encoder}")
+    for check, told in document["checks"].items():
+        more = ""
+        if check == "duplicates":
+            differ = told["groups_of_different_labels"]
+            more = f", {told['groups']} groups ({differ} of them under different labels), {told['spare']} could go"
+        if check == "leaks":
+            more = f", copies of {told['test_samples']} of {told['of']} test samples"
+        name = CHECKS[check] if check.replace("-", " ") == CHECKS[check] else f"{CHECKS[check]} ({check})"
+        print(f"{name}: {told['flagged']}{more}")
+        for sample in told["samples"]:
+            print(f"  {sample['id']}: {sample['why']}")
+    for check, reason in document["skipped"].items():
+        print(f"skipped {check}: {reason}")
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
-    from . import cleaned
+    from . import benefit, cleaned
     from .reviews import Reviews
     from .spec import Cut
     from .study import Study
@@ -539,7 +578,8 @@ def _export(args: argparse.Namespace) -> int:
         decisions = cleaned.decided(Reviews(workspace.decisions).states(study.dataset.digest))
         export = cleaned.make(
             study, [Cut.parse(text) for text in args.detector or ["lsa", "small-loss"]], decisions, policy,
-            layout=args.map or "", pictures=args.pictures, format=args.format, report=meter,
+            layout=args.map or "", pictures=args.pictures, format=args.format, checked=True,
+            measured=not args.no_accuracy, report=meter,
         )  # fmt: skip
     else:
         raise InputError("name a DATASET, or a manifest to --replay")
@@ -553,6 +593,8 @@ def _export(args: argparse.Namespace) -> int:
         return 0
     counts = ", ".join(f"{count} {what}" for what, count in written["counts"].items())
     print(f"{written['dataset']['name']}: {counts} ({len(written['decisions'])} decisions)")
+    if accuracy := written["accuracy"]:
+        print(f"accuracy: {accuracy['skipped'] if 'skipped' in accuracy else benefit.in_words(accuracy)}")
     print(f"written: {out}")
     return 0
 
@@ -752,6 +794,18 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--job", help=argparse.SUPPRESS)
     compare.set_defaults(run=_compare_encoders)
 
+    check = commands.add_parser(
+        "check", parents=[data, encoded, devices, common],
+        help="look for copies, for training pictures that are in the test set too, and for odd pictures",
+    )  # fmt: skip
+    check.add_argument(
+        "--identical", action="store_true", help="of copies only identical ones, for which no encoder is needed"
+    )
+    check.add_argument("--show", type=int, default=5, metavar="N", help="samples listed of each check (default 5)")
+    check.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    check.add_argument("--job", help=argparse.SUPPRESS)
+    check.set_defaults(run=_check)
+
     export = commands.add_parser(
         "export", parents=shared, help="write the cleaned dataset: table, pictures, and a manifest that replays it"
     )
@@ -765,8 +819,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     export.add_argument(
         "--drop", default="", metavar="KINDS",
-        help="kinds that the verdict may drop where nobody has decided: mislabelled, ood, or both with a comma "
-        "(default: none, only decisions count)",
+        help="what may be dropped where nobody has decided, with commas: kinds by the verdict (mislabelled, ood), and "
+        "what 'check' lists (duplicates, of which one of each group stays, leaks, blank, dark, bright, flat, blurred, "
+        "odd-size, odd-shape); default: none, only decisions count",
     )  # fmt: skip
     export.add_argument(
         "--relabel", action="store_true", help="the verdict may give wrongly labelled samples their suggested label"
@@ -780,6 +835,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--run", dest="run_name", default="", metavar="NAME", help="training (see 'train') whose record detectors read"
+    )
+    export.add_argument(
+        "--no-accuracy", action="store_true", help="do not measure a classifier's test accuracy before and after"
     )
     export.add_argument("--map", choices=("umap", "pca", "none"), help="of x and y (default: what is at hand)")
     export.add_argument(

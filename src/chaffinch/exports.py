@@ -14,7 +14,8 @@ from .base.text import escape, unescape
 
 FORMATS = (".parquet", ".csv")
 _TEXT = re.compile(
-    r"(id|kind|(.+_)?label|(.+_)?suggestion|filepath|ground_truth|tags|action|action_by|decision|who|when|reason)$"
+    r"(id|kind|(.+_)?label|(.+_)?suggestion|filepath|ground_truth|tags|action|action_by|decision|who|when|reason|issues|why"
+    r"|duplicate_of)$"
 )
 """Columns that are text in a CSV even if every cell looks like a number or is empty."""
 

@@ -23,8 +23,12 @@ from .base.errors import InputError
 CHOICES = ("keep", "relabel", "drop", "unsure")
 """What can be decided, in the order of their codes 0 to 3; -1 = nothing yet."""
 
-SHOWS = ("noisy", "mislabelled", "ood", "unsure")
-"""Queues: all samples, those that the verdict takes for one kind of noise, those somebody was unsure about."""
+SHOWS = ("noisy", "mislabelled", "ood", "duplicates", "leaks", "odd", "unsure")
+"""Queues: all samples, those that the verdict takes for one kind of noise, those that a check lists (copies, also in
+the test set, odd to look at; see `chaffinch.checks`), those somebody was unsure about."""
+
+CHECKED = SHOWS[3:6]
+"""The queues of the checks."""
 
 AHEAD = 50
 """Advice speaks of so many samples at the head of the queue."""
@@ -318,7 +322,9 @@ def suggest(given: Labels, opinions: Sequence[Labels]) -> Labels:
     return found
 
 
-def queue(proba: Array, codes: Codes, show: str = "noisy", skipped: Sequence[int] = ()) -> Labels:
+def queue(
+    proba: Array, codes: Codes, show: str = "noisy", skipped: Sequence[int] = (), urgency: Array | None = None
+) -> Labels:
     """Positions in the order in which to decide: undecided ones first, then the likeliest noise first.
 
     Args:
@@ -326,8 +332,11 @@ def queue(proba: Array, codes: Codes, show: str = "noisy", skipped: Sequence[int
         codes: (N,), see `coded`.
         show: one of `SHOWS`.
         skipped: positions that were put off; they come behind the other undecided ones.
+        urgency: (N,) of a queue of `CHECKED`: what it lists, the highest first; 0 = not listed. None = nothing yet.
     """
-    if show == "unsure":
+    if show in CHECKED:
+        chosen = np.zeros(len(proba), bool) if urgency is None else urgency > 0
+    elif show == "unsure":
         chosen = codes == CHOICES.index("unsure")
     elif show in ("mislabelled", "ood"):
         chosen = proba.argmax(axis=1) == (1 if show == "mislabelled" else 2)
@@ -337,6 +346,7 @@ def queue(proba: Array, codes: Codes, show: str = "noisy", skipped: Sequence[int
     later = np.asarray(skipped, np.int64)
     late[later] = np.maximum(late[later], 1)
     noise = 1 - proba[:, 0] if show not in ("mislabelled", "ood") else proba[:, 1 if show == "mislabelled" else 2]
+    noise = noise if urgency is None or show not in CHECKED else urgency
     order = np.lexsort((-noise, late))
     return np.asarray(order[chosen[order]])
 

@@ -47,6 +47,7 @@ JOINT = "joint"
 
 VERSIONS = {
     "features": 1, "neighbors": 1, "probe": 1, "history": 1, "joint": 1, "detect": 2, "verdict": 1, "map": 1,
+    "measures": 1, "checks": 1, "benefit": 1,
 }  # fmt: skip
 """Raised when a step would give another result for the same input, so that old results are not taken for it."""
 
@@ -357,13 +358,21 @@ class Study:
         path = path.with_name(f"{path.stem}.record.safetensors")
         return load_record(path) if path.exists() else None
 
+    def test_rows(self) -> NDArray[np.int64]:
+        """Positions of the test samples that are not set aside as trusted; none where there is no test split."""
+        test = self.dataset.test
+        return np.setdiff1d(np.arange(0 if test is None else len(test)), self.dataset.trusted)
+
+    @property
+    def test_key(self) -> str:
+        """A key that changes with the test samples, or with which are set aside; empty where there are none."""
+        test = self.dataset.test
+        return "" if test is None else digest(test.digest, self.dataset.trusted)
+
     def test_features(self) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
         """Features and labels of the test samples (without those set aside as trusted); None if there are none."""
-        test = self.dataset.test
-        if test is None or self.encoder == OWN_FEATURES:
-            return None
-        rows = np.setdiff1d(np.arange(len(test.labels)), self.dataset.trusted)
-        if not len(rows):
+        test, rows = self.dataset.test, self.test_rows()
+        if test is None or self.encoder == OWN_FEATURES or not len(rows):
             return None
         images = some(test.images, rows)
         key = digest(self._weights(), key_of(images), VERSIONS["features"])

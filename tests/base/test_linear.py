@@ -130,6 +130,17 @@ def test_the_head_is_the_model_of_all_samples():
     np.testing.assert_allclose(X @ weights.T + bias, model.decision_function(Z), atol=2e-2)
 
 
+@pytest.mark.parametrize("penalty", [1.0, 100.0])
+def test_the_head_alone_is_the_one_of_the_probe(penalty):
+    X, y, _ = digits(0.2, n=600)
+    settings = {"penalty": penalty, "tolerance": 1e-11, "max_steps": 500}
+    W, b = linear.linear_head(X, y, 10, **settings)
+    V, c = linear_probe(X, y, 10, **settings).head
+    np.testing.assert_allclose(X @ W.T + b, X @ V.T + c, atol=2e-2)
+    with pytest.raises(InputError, match="only one class is present"):
+        linear.linear_head(X, np.zeros(len(X), int), 10, penalty=penalty)
+
+
 def test_probabilities_are_the_softmax_of_centred_logits():
     X, y, _ = digits(0.2, n=500)
     out = linear_probe(X, y, 10)

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pandas as pd
 import pytest
 from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
+from scenes import planted, put
 
 from chaffinch.data import open_dataset
 from chaffinch.reviews import Reviews
@@ -215,3 +217,27 @@ def test_narrow_and_dark(visit: Any, scheme: str) -> None:
     assert boxes[0]["y"] < 900, "the first buttons are on the first screen"
     picture(page, f"review-narrow-{scheme}")
     picture(visit(scheme=scheme), f"review-{scheme}")
+
+
+def test_copies_are_looked_for_when_their_queue_is_chosen(
+    browser: Any, served: tuple[str, Path], tmp_path: Path
+) -> None:
+    query = {"dataset": put(tmp_path / "planted", planted()), "map": "pca", "queue": "leaks"}
+    page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    page.set_default_timeout(WAIT)
+    page.goto(f"{served[0]}/review?{urlencode(query)}")
+    page.wait_for_selector(".cf-copies img")  # after two jobs: embedding, and the checks
+    settle(page)
+    assert page.locator(".cf-why").inner_text() == "also in the test set: test/a/leak.png, identical"
+    for width in (1400, 420):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(500)
+        boxes = [figure.bounding_box() for figure in page.locator(".cf-copies figure").all()]
+        assert len(boxes) == 2
+        assert boxes[0]["y"] == boxes[1]["y"], "side by side"
+        assert boxes[1]["x"] + boxes[1]["width"] <= width
+        for name in ("Copies", "In test set", "Odd", "Unsure"):
+            box = page.locator(".st-key-queue").get_by_text(name, exact=True).bounding_box()
+            assert box["x"] + box["width"] <= width, f"{name} is in sight"
+        picture(page, f"review-leaks-{width}")
+    page.context.close()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scenes import planted, put
 from streamlit.testing.v1 import AppTest
 
-from chaffinch import reviews
+from chaffinch import checks, reviews
 from chaffinch.reviews import Choice, Reviews
 from chaffinch.spec import Cut, Spec
 from chaffinch.study import Study
@@ -363,3 +364,140 @@ def test_results_are_cleared_and_decisions_stay(open_page, spec, kept, workspace
     assert "Cleared: " in words(app)
     assert kept() == before
     assert len(before) == 1
+
+
+@pytest.fixture
+def pictured(tmp_path) -> Spec:
+    """A view of a folder with copies, leaks and odd pictures, embedded already."""
+    spec = Spec(dataset=put(tmp_path / "planted", planted()), map="pca", detectors=(Cut("small-loss"),))
+    Study(spec.dataset).embed()
+    return spec
+
+
+@pytest.fixture
+def checked(pictured) -> Spec:
+    """The same, and the checks have been made."""
+    checks.find(Study(pictured.dataset))
+    return pictured
+
+
+def queues(app: AppTest) -> list[str]:
+    return list(app.segmented_control(key="queue").options)
+
+
+def test_copies_are_shown_side_by_side_until_one_is_left(open_page, checked, workspace):
+    app = open_page(replace(checked, queue="duplicates"))
+    study = Study(checked.dataset)
+    pair = {"train/a/002.png", "train/b/other.png"}
+    first = shown(app)
+    assert {first} < pair, "those under different labels come first"
+    (other,) = pair - {first}
+    body = html(app)
+    assert f"identical to {other}, which is filed under {other[6]}" in body
+    assert f'<figure class="differs"><img alt="picture {other}"' in body
+    assert body.count("<figure") == 2
+    assert "0 of 8 in this queue decided" in json.dumps([p.proto.text for p in app.get("progress")])
+    assert next(b for b in app.button if b.key.startswith("drop-")).proto.type == "primary"
+    seen = [first]
+    while "Nothing is left in this queue" not in words(app):
+        press(app, "drop")
+        seen += [shown(app)] if "cf-facts" in html(app) else []
+    found = checks.find(study)
+    assert len(seen) == 4, "one of each pair is never asked for"
+    assert {found.group[study.position(name)] for name in seen} == {0, 1, 2, 3}
+
+
+def test_leaks_and_odd_pictures_have_queues_with_the_reason(open_page, checked):
+    app = open_page(replace(checked, queue="leaks"))
+    assert queues(app) == ["All", "Wrong label", "Foreign", "Copies", "In test set", "Odd", "Unsure"]
+    assert shown(app) == "train/a/006.png"
+    assert "also in the test set: test/a/leak.png, identical" in html(app)
+    assert "test set: test/a/leak.png</figcaption>" in html(app)
+    press(app, "drop")
+    assert shown(app) == "train/a/008.png"
+    assert "1 of 2 in this queue decided" in json.dumps([p.proto.text for p in app.get("progress")])
+    app.segmented_control(key="queue").set_value("odd").run()
+    assert shown(app) == "train/a/blank.png", "nothing is odder"
+    assert "blank: one tone all over (93 of 255)" in html(app)
+    seen = set()
+    for _ in range(7):
+        seen.add(shown(app))
+        press(app, "skip")
+    assert seen == {f"train/a/{check}.png" for check in checks.ODD}
+
+
+def test_the_reason_is_shown_in_every_queue(open_page, checked):
+    app = open_page(replace(checked, sample="train/a/dark.png"))
+    assert "dark: 99% of its pixels are at most" in html(app)
+
+
+def test_the_checks_run_in_the_background_when_their_queue_is_chosen(open_page, pictured, monkeypatch):
+    asked = []
+    monkeypatch.setattr("chaffinch.ui.jobs.ensure", lambda job, there, *more: asked.append((job.command, there())))
+    app = open_page(pictured)
+    assert asked == []
+    app.segmented_control(key="queue").set_value("odd").run()
+    assert asked[0] == (("check", pictured.dataset, "--encoder", "simclr"), False)
+    assert "Looking for copies, leaks and odd pictures" in words(app)
+    assert "cf-facts" not in html(app)
+    checks.find(Study(pictured.dataset))
+    app.run()
+    assert shown(app) == "train/a/blank.png"
+
+
+def test_a_decision_in_a_checked_queue_recomputes_nothing(open_page, checked, monkeypatch):
+    app, done = open_page(replace(checked, queue="duplicates")), []
+    for name in ("study.judge", "workspace.Workspace.store", "workspace.Workspace.find", "checks.find", "checks.look"):
+        monkeypatch.setattr(f"chaffinch.{name}", lambda *_, name=name, **__: done.append(name))
+    press(app, "keep")
+    assert done == []
+
+
+def test_many_copies_together_leave_one_of_each_group(open_page, checked, workspace, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "chaffinch.ui.review.gallery", lambda tiles, sheets, *, key, **_: drawn.extend(tiles) if key == "many" else None
+    )
+    app = open_page(replace(checked, queue="duplicates"))
+    app.segmented_control(key="way").set_value("many").run()
+    study = Study(checked.dataset)
+    found = checks.find(study)
+    assert sorted(found.group[t.index] for t in drawn) == [0, 1, 2, 3]
+    assert {t.subtitle.split(" ")[0] for t in drawn} == {"identical", "copy"}
+    press(app, "drop")
+    assert len(Reviews(workspace.decisions).states(study.dataset.digest)) == 4
+
+
+def test_a_dropped_copy_says_nothing_of_its_label(open_page, checked):
+    study = Study(checked.dataset)
+    flags = study.detect("small-loss").flags(Cut("small-loss"))
+    found = checks.find(study)
+    app = open_page(replace(checked, queue="duplicates"))
+    for _ in range(4):
+        press(app, "drop")
+    assert "none decided yet" in html(app)
+    i = int(np.flatnonzero(flags & ~found.listed)[0])
+    app = open_page(replace(checked, sample=study.name_of(i)))
+    press(app, "drop")
+    assert "1 of 1 decided are noisy" in html(app)
+
+
+def test_only_queues_that_can_be_filled_are_offered(open_page, spec):
+    assert queues(open_page(spec)) == ["All", "Wrong label", "Foreign", "Copies", "Unsure"]
+
+
+def test_checks_may_drop_in_the_export(open_page, checked):
+    app = open_page(checked)
+    app.multiselect(key="policy-checks").set_value(["duplicates", "leaks"]).run()
+    assert "45 kept, 0 relabelled, 6 dropped; 0 decisions count first" in words(app)
+    assert "--drop duplicates,leaks" in app.code[0].value
+
+
+def test_accuracy_before_and_after_is_measured_on_demand(open_page, checked, spec):
+    app = open_page(checked)
+    assert "right on" not in words(app)
+    app.button(key="benefit").click().run()
+    assert not app.exception
+    assert "of 10 test samples before" in words(app)
+    assert "benefit" not in {b.key for b in app.button}
+    assert "has no test split to measure accuracy on" in words(open_page(spec))

@@ -133,8 +133,40 @@ def linear_probe(
         logits = np.empty((len(y), n_classes))
         for i, (start, stop) in enumerate(pairwise(design.starts)):
             logits[order[start:stop]] = _scores(W[:, i], design.z[start:stop])
-    weights = W[:, k, :-1] @ design.rotation.T
-    return Probe(_softmax(logits), logits, (weights, W[:, k, -1] - weights @ design.mean), float(penalty))
+    return Probe(_softmax(logits), logits, _head(design, W[:, k]), float(penalty))
+
+
+def linear_head(
+    X: ArrayLike,
+    y: ArrayLike,
+    n_classes: int,
+    *,
+    penalty: float,
+    tolerance: float = 1e-4,
+    max_steps: int = 200,
+    threads: int = 1,
+) -> tuple[Floats, Floats]:
+    """Weights (C, D) and bias (C,) fitted on all samples: the head of `linear_probe`, without its folds.
+
+    Args:
+        X, y, n_classes, penalty, tolerance, max_steps, threads: see `linear_probe`.
+
+    Raises:
+        InputError: see `linear_probe`.
+    """
+    X, y = np.asarray(X), np.asarray(y)
+    _check(X, y, n_classes, penalty)
+    with blas_threads(threads):
+        design, _ = _design(X, y, np.zeros(len(y), np.int64))
+        nobody = np.array([1])  # the only fold is 0: the model sees all
+        W = _solve(design, n_classes, nobody, np.array([penalty]), tolerance, max_steps, lambda share: None)
+    return _head(design, W[:, 0])
+
+
+def _head(design: _Design, w: Single) -> tuple[Floats, Floats]:
+    """Weights (C, D) and bias (C,) on the features as they came, from weights (C, D+1) on the design's."""
+    weights = w[:, :-1] @ design.rotation.T
+    return weights, w[:, -1] - weights @ design.mean
 
 
 def _check(X: NDArray[Any], y: NDArray[Any], n_classes: int, penalty: float | None) -> None:

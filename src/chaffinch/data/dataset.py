@@ -143,6 +143,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    def digest(self) -> str:
+        """A key that changes with any picture or label (see `Observed.digest`)."""
+        return digest(key_of(self.images), self.labels)
+
 
 @dataclass(frozen=True)
 class NoisyDataset:

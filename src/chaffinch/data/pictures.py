@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -116,6 +116,14 @@ class PictureFiles:
         """Be told which could not be decoded when this was done before."""
         for row in self.rows[places].tolist():
             self._failed.setdefault(row, "cannot be decoded")
+
+    def sizes(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(M, 2) height and width of the original pictures, from their headers; 0 where one cannot be read."""
+        found = np.zeros((len(places), 2), np.int64)
+        for i, row in enumerate(self.rows[places].tolist()):
+            with suppress(Exception):  # see _decode
+                found[i] = look(self.sources[row])[:2]
+        return found
 
     def only(self, rows: NDArray[Any]) -> PictureFiles:
         """Some of them (positions or mask), still not decoded."""
@@ -255,13 +263,23 @@ def decode(source: Source, tile: tuple[int, ...]) -> NDArray[np.uint8]:
         plain = _in_mode(ImageOps.exif_transpose(picture) if turned else picture, mode)
     height, width = tile[:2]
     if plain.size != (width, height):
-        scale = min(width / plain.width, height / plain.height)
-        inner = (max(1, round(plain.width * scale)), max(1, round(plain.height * scale)))
+        rows, columns = inner((plain.height, plain.width), (height, width))
         canvas = Image.new(mode, (width, height))
-        place = ((width - inner[0]) // 2, (height - inner[1]) // 2)
-        canvas.paste(plain.resize(inner, Image.Resampling.BILINEAR), place)
+        small = plain.resize((columns.stop - columns.start, rows.stop - rows.start), Image.Resampling.BILINEAR)
+        canvas.paste(small, (columns.start, rows.start))
         plain = canvas
     return np.asarray(plain, np.uint8)
+
+
+def inner(size: tuple[int, int], tile: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of a tile in which a picture of another size lies; all of it where that is not known (0)."""
+    (height, width), (tall, wide) = size, tile
+    if not height or not width:
+        return slice(0, tall), slice(0, wide)
+    scale = min(wide / width, tall / height)
+    down, across = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (tall - down) // 2, (wide - across) // 2
+    return slice(top, top + down), slice(left, left + across)
 
 
 def reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .. import checks as checking
 from .. import lesson
 from .. import pulls as core
 from ..base.errors import InputError
@@ -89,11 +90,25 @@ def thumbnails(of: NoisyDataset, workspace: Workspace) -> Sheets | None:
 _sheets: dict[Path, Sheets] = {}
 
 
+_checks: dict[str, checking.Checks] = {}
+
+
+def checks(of: Study) -> checking.Checks | None:
+    """What the checks found in a study; None where nobody has looked yet."""
+    key = checking.key(of)
+    if key not in _checks and checking.known(of):
+        while len(_checks) >= 4:
+            _checks.pop(next(iter(_checks)), None)
+        _checks[key] = checking.find(of)
+    return _checks.get(key)
+
+
 def forget() -> None:
     """Let go of everything that speaks of results on disk, after those were cleared."""
     with _OPENING:
         _sheets.clear()
         _rows.clear()
+        _checks.clear()
         _study.cache_clear()
         _pulls.cache_clear()
 

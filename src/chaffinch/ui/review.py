@@ -14,9 +14,10 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from .. import cleaned, exports, registry, reviews, views
+from .. import benefit, checks, cleaned, exports, registry, reviews, views
 from ..base.errors import InputError
 from ..card import KINDS
+from ..checks import CHECKS, ODD, Checks
 from ..figures.palette import KIND_COLOURS
 from ..reviews import Choice, Conflict, Decision, Reviews, State
 from ..spec import Cut, Spec
@@ -24,7 +25,7 @@ from ..study import Detection, Study
 from ..thumbnails import picture_png
 from ..verdict import Verdict
 from ..workspace import Workspace, readable
-from . import cached, explore
+from . import cached, explore, jobs
 from .gallery import Tile, gallery
 from .pickers import CUTS
 from .shell import begin, plain
@@ -35,7 +36,13 @@ MANY = 24
 BY_DIGIT = 9
 """Up to so many classes each has a button and a digit; more are in a menu."""
 
-SHOWS = {"noisy": "All", "mislabelled": "Wrong label", "ood": "Foreign", "unsure": "Unsure"}
+RELATED = 5
+"""Copies of a sample that are shown beside it."""
+
+SHOWS = {
+    "noisy": "All", "mislabelled": "Wrong label", "ood": "Foreign", "duplicates": "Copies", "leaks": "In test set",
+    "odd": "Odd", "unsure": "Unsure",
+}  # fmt: skip
 WORDS = {"mislabelled": "wrong label", "ood": "foreign"}
 
 
@@ -51,6 +58,7 @@ class Desk:
         verdict: the verdict, or None.
         suggestions: (N,) the label to give instead, -1 where nobody has an idea.
         skipped: positions that were put off in this session.
+        found: what the checks found, or None where nobody has looked yet.
     """
 
     study: Study
@@ -61,6 +69,7 @@ class Desk:
     verdict: Verdict | None
     suggestions: NDArray[np.int64]
     skipped: tuple[int, ...]
+    found: Checks | None = None
 
     def choice(self, position: int, what: str, label: str = "") -> Choice:
         """A choice about a sample as it is seen now."""
@@ -79,9 +88,36 @@ class Desk:
         return self.study.observed.classes[label] if label >= 0 else ""
 
     @cached_property
+    def _gone(self) -> NDArray[np.bool_]:
+        return np.asarray(self.codes == reviews.CHOICES.index("drop"))
+
+    @cached_property
+    def spare(self) -> NDArray[np.bool_]:
+        """(N,) copies that can go, since one more likely to be clean is left."""
+        return self._gone & False if self.found is None else self.found.spare(self.proba[:, 0], ~self._gone)
+
+    def urgency(self, queue: str) -> NDArray[np.float64] | None:
+        """(N,) what a queue of the checks lists, see `chaffinch.reviews.queue`; None for other queues."""
+        if self.found is None or queue not in reviews.CHECKED:
+            return None
+        return self.found.urgency(queue, self.study.observed.labels, self.proba[:, 0], self._gone)
+
+    def reasons(self, position: int) -> tuple[checks.Reason, ...]:
+        """What the checks say of a sample."""
+        return () if self.found is None else checks.reasons(self.study, self.found, position)
+
+    @cached_property
+    def told(self) -> reviews.Codes:
+        """(N,) what the decisions say of noise: that one was dropped which a check lists says nothing of its label."""
+        if self.found is None:
+            return self.codes
+        silent = self._gone & self.found.listed
+        return np.where(silent, np.int8(reviews.CHOICES.index("unsure")), self.codes)
+
+    @cached_property
     def corrected(self) -> reviews.Recalibrated | None:
         """P(noisy) as the decisions have corrected it; None without a verdict."""
-        return None if self.verdict is None else reviews.recalibrate(self.verdict.noise, self.codes)
+        return None if self.verdict is None else reviews.recalibrate(self.verdict.noise, self.told)
 
 
 @lru_cache(maxsize=4)
@@ -89,7 +125,26 @@ def _positions(study: Study) -> dict[str, int]:
     return {str(name): i for i, name in enumerate(study.observed.ids)}
 
 
-def desk(study: Study, detections: Sequence[Detection], verdict: Verdict | None, who: str) -> Desk:
+def checked(spec: Spec, study: Study) -> Checks | None:
+    """What the checks found; where that is wanted and not known, they are made in the background, with progress."""
+    if (found := cached.checks(study)) is not None:
+        return found
+    command = ("check", spec.dataset, "--encoder", study.encoder)
+    job = jobs.Job(study.workspace, f"check-{checks.key(study)}", command, study.dataset.name, "check")
+    if spec.queue in reviews.CHECKED:
+        jobs.ensure(job, lambda: checks.known(study))
+    elif job.at_work:
+        jobs.follow(job)
+    return None
+
+
+def desk(
+    study: Study,
+    detections: Sequence[Detection],
+    verdict: Verdict | None,
+    who: str,
+    found: Checks | None = None,
+) -> Desk:
     """Everything as it is now, other people's decisions included.
 
     Raises:
@@ -98,7 +153,7 @@ def desk(study: Study, detections: Sequence[Detection], verdict: Verdict | None,
     states = store(study).states(study.dataset.digest)
     given = study.observed.labels
     opinions = [] if verdict is None else [verdict.labels]
-    opinions += [found.suggestions for found in detections if found.suggestions is not None]
+    opinions += [d.suggestions for d in detections if d.suggestions is not None]
     if verdict is None:
         rank = views.suspicion(detections, len(study))
         proba = np.stack([1 - rank, rank, np.zeros(len(study))], axis=1)
@@ -106,7 +161,7 @@ def desk(study: Study, detections: Sequence[Detection], verdict: Verdict | None,
         proba = verdict.proba
     skipped = st.session_state.setdefault("_skipped", {}).setdefault(study.dataset.digest, [])
     codes = reviews.coded(states, _positions(study))
-    return Desk(study, who, states, codes, proba, verdict, reviews.suggest(given, opinions), tuple(skipped))
+    return Desk(study, who, states, codes, proba, verdict, reviews.suggest(given, opinions), tuple(skipped), found)
 
 
 def store(study: Study) -> Reviews:
@@ -123,15 +178,20 @@ def _user() -> str:
 
 def head(spec: Spec, study: Study, judged: bool) -> tuple[Spec, bool, str]:
     """Which queue, one by one or many together, and who decides."""
-    a, b, c = st.columns([5, 3, 3], vertical_alignment="top")
-    shows = [show for show in SHOWS if show not in KINDS or judged]
+    a, b, c = st.columns([6, 3, 2], vertical_alignment="top")
+    st.html("<style>.st-key-queue [role=radiogroup]{flex-wrap:wrap}</style>")  # on a phone, all queues are in sight
+    missing = checks.lacking(study)
+    shows = [show for show in SHOWS if (judged or show not in KINDS) and show not in missing]
+    shows = [show for show in shows if show != "odd" or not missing.keys() >= set(ODD)]
     show = a.segmented_control(  # no menu: it would keep the focus, and swallow the keys that decide
         "Queue, likeliest noise first",
         shows,
         key=begin("queue", spec.queue if spec.queue in shows else shows[0], shows),
         format_func=SHOWS.__getitem__,
         required=True,
-        help="All samples, those that the verdict takes for one kind of noise, or those somebody was unsure about.",
+        help="All samples; those that the verdict takes for one kind of noise; copies of one another, those under "
+        "different labels first; training pictures that are in the test set too; blank, dark, over-bright, blurred, "
+        "oddly sized pictures; or those somebody was unsure about.",
     )
     ways = ("one", "many")
     way = b.segmented_control(
@@ -243,9 +303,16 @@ def _undo(at: Desk, batch: int | None = None) -> None:
     _open(undone[0].sample if len(undone) == 1 else "")
 
 
-def progress(at: Desk) -> None:
-    """How much of what the verdict takes for noise is decided, in all and by kind."""
+def progress(at: Desk, queue: str = "noisy") -> None:
+    """How much of what the verdict takes for noise is decided, in all and by kind; or of what a check lists."""
     decided = int((at.codes >= 0).sum())
+    if queue in reviews.CHECKED:
+        urgency = at.urgency(queue)
+        listed = np.zeros(0, bool) if urgency is None else urgency > 0
+        if (total := int(listed.sum())) and at.found is not None:
+            done = int((at.codes[listed] >= 0).sum())
+            st.progress(done / total, text=f"{done:,} of {total:,} in this queue decided")
+        return
     if at.verdict is None:
         st.progress(decided / len(at.study), text=f"{decided:,} of {len(at.study):,} samples decided")
         return
@@ -271,12 +338,12 @@ def one(
     seen = replace(views.inspect(study, position, detections, votes, at.verdict), true=None, kind=None)
     near = np.array([j for j, _, _ in seen.neighbours], np.int64)
     others = reviews.alike(position, near, at.proba, at.suggestions, at.codes) if len(near) else []
-    others = others if at.codes[position] < 0 else []
+    others = others if at.codes[position] < 0 and spec.queue not in reviews.CHECKED else []
     together = bool(others) and st.session_state.get("_together") == study.name_of(position)
     chosen = [position, *(others if together else [])]
     left, right = st.columns([2, 3], gap="medium")
     with left:
-        _picture(study, position)
+        _pictures(at, position)
     with right:
         _title(at, seen)
         _buttons(at, chosen, len(others), together)
@@ -298,6 +365,34 @@ def _toggle(sample: str) -> None:
     st.session_state["_together"] = "" if st.session_state.get("_together") == sample else sample
 
 
+def _pictures(at: Desk, position: int) -> None:
+    """The sample, and beside it, as large, its copies: others of the training set, and one of the test set."""
+    study, found, test = at.study, at.found, at.study.dataset.test
+    images, labels, names = study.observed.images, study.observed.labels, study.observed.classes
+    siblings = [] if found is None else found.siblings(position)
+    leak = -1 if found is None or test is None else int(found.leak[position])
+    if images is None or not (siblings or leak >= 0):
+        _picture(study, position)
+        return
+    given = int(labels[position])
+    shown = [(images[position], names[given], "this one", "")]
+    for j in siblings[:RELATED]:
+        state = at.states.get(study.name_of(j))
+        decided = f", {state.decision}" if state is not None and state.decision is not None else ""
+        shown.append((images[j], names[labels[j]], study.name_of(j) + decided, "differs" * bool(labels[j] != given)))
+    if test is not None and leak >= 0:
+        other, name = int(test.labels[leak]), checks.name_of_test(study.dataset, leak)
+        shown.append((test.images[leak], names[other], f"test set: {name}", "differs" * (other != given)))
+    figures = "".join(
+        f'<figure class="{tone}"><img alt="picture {escape(told)}" src="data:image/png;base64,'
+        f'{base64.b64encode(picture_png(image, 224)).decode()}"><figcaption><b>{escape(label)}</b>{escape(told)}'
+        "</figcaption></figure>"
+        for image, label, told, tone in shown
+    )
+    more = f"<p>and {len(siblings) - RELATED} more copies</p>" if len(siblings) > RELATED else ""
+    st.html(f'<div class="cf-copies">{figures}</div>{more}{_STYLE}')
+
+
 def _picture(study: Study, position: int) -> None:
     if study.observed.images is None:
         st.html(f'<div class="cf-blank">no picture<b>{escape(study.name_of(position))}</b></div>' + _STYLE)
@@ -312,6 +407,13 @@ _STYLE = """<style>
 border-radius:6px}.cf-blank{display:grid;place-items:center;gap:.3rem;padding:2.4rem 1rem;border-radius:6px;
 background:color-mix(in srgb,currentColor 8%,transparent);overflow-wrap:anywhere}.cf-blank b{font-size:1.3rem}
 @media(max-width:640px){.cf-large{max-height:32vh}.cf-blank{padding:1rem}}
+.cf-copies{display:flex;flex-wrap:wrap;gap:.6rem}.cf-copies figure{margin:0;width:min(47%,11rem)}
+.cf-copies img{display:block;width:100%;border-radius:6px}.cf-copies figcaption{font-size:.8rem;overflow-wrap:anywhere;
+line-height:1.3;margin-top:.2rem}.cf-copies b{display:block}.cf-copies .differs b::before{content:"≠ "}
+.cf-why{margin-top:.35rem;font-size:.9rem}.cf-why div{padding-left:.7rem;
+border-left:3px solid color-mix(in srgb,currentColor 45%,transparent);margin:0 0 .2rem;
+overflow-wrap:anywhere}
+@media(max-width:640px){.cf-copies figure{width:min(30%,8rem)}}
 .cf-title{display:flex;flex-wrap:wrap;gap:.2rem .8rem;align-items:baseline;font-size:1.45rem;line-height:1.3}
 .cf-title span{font-size:.9rem;opacity:.75}.cf-title i{font-style:normal;font-size:.9rem;padding:.1rem .55rem;
 border-radius:1rem;border:1px solid}.cf-said{font-size:.9rem;margin-top:.3rem}
@@ -334,7 +436,9 @@ def _title(at: Desk, seen: views.Inspection) -> None:
     if state is not None and state.decision is not None:
         d = state.decision
         said = f'<div class="cf-said">Decided: <b>{escape(str(d))}</b> by {escape(d.who)}, {_when(d)}</div>'
-    st.html(f'<div class="cf-title"><span>given</span>{"".join(parts)}</div>{said}{_STYLE}')
+    why = "".join(f"<div>{escape(reason.words)}</div>" for reason in at.reasons(seen.position))
+    why = f'<div class="cf-why">{why}</div>' if why else ""
+    st.html(f'<div class="cf-title"><span>given</span>{"".join(parts)}</div>{said}{why}{_STYLE}')
 
 
 def _when(d: Decision) -> str:
@@ -356,6 +460,8 @@ def _buttons(at: Desk, chosen: Sequence[int], others: int = 0, together: bool = 
     labels = {label for label in suggested.values() if label}
     to = f"to {next(iter(labels))}" if len(labels) == 1 else "as suggested"
     likely = "" if first is None or at.verdict is None else KINDS[at.verdict.kinds[first]]
+    if first is not None and at.found is not None and (at.spare[first] or at.found.leak[first] >= 0):
+        likely = "ood"  # whatever its label: it is there already, or must not be there
     mark = f"{first}-{len(chosen)}-{at.choice(first, 'keep').based_on}" if first is not None else "none"
     rows = [
         (f"Keep{count}", "keep", "k", ":material/check:", "clean"),
@@ -424,7 +530,8 @@ def _cut_words(detections: Sequence[Detection], votes: views.Votes, cuts: Sequen
 def many(at: Desk, order: NDArray[np.int64], queue: str) -> None:
     """The head of the queue as thumbnails; a click leaves one out, the buttons decide about the rest together."""
     study = at.study
-    page = [i for i in order[:MANY].tolist() if at.codes[i] < 0 or queue == "unsure"]
+    listed = order[at.spare[order]] if queue == "duplicates" else order
+    page = [i for i in listed[:MANY].tolist() if at.codes[i] < 0 or queue == "unsure"]
     if not page:
         st.success("Nothing is left in this queue. Choose another, or look at what the decisions say below.")
     left_out: set[int] = st.session_state.setdefault("_left_out", {}).setdefault(study.dataset.digest, set())
@@ -432,11 +539,16 @@ def many(at: Desk, order: NDArray[np.int64], queue: str) -> None:
     _buttons(at, chosen)
     if not page:
         return
-    st.caption("Click a picture to leave it out, or to take it in again. Relabel gives each its own suggestion.")
+    st.caption(
+        "Click a picture to leave it out, or to take it in again. Relabel gives each its own suggestion."
+        + (" Of each group of copies the likeliest to be clean is not among these." if queue == "duplicates" else "")
+    )
     names, kinds = study.observed.classes, at.proba.argmax(axis=1)
     tiles = []
     for i in page:
         advice = f"→ {at.suggested(i)}" if at.suggested(i) and kinds[i] != 2 else ""
+        if queue in reviews.CHECKED:
+            advice = "; ".join(reason.words for reason in at.reasons(i))
         named = "" if study.observed.images is not None else study.name_of(i)
         told = "left out" if i in left_out else advice or named
         tiles.append(Tile(i, names[study.observed.labels[i]], told, "" if i in left_out else KINDS[kinds[i]]))
@@ -471,7 +583,7 @@ def lessons(at: Desk, votes: views.Votes) -> None:
     if at.verdict is None or at.corrected is None:
         st.caption("Without a verdict nobody can say how much noise is left.")
         return
-    advice = reviews.advise(at.verdict.noise, at.codes, at.corrected)
+    advice = reviews.advise(at.verdict.noise, at.told, at.corrected)
     left = f"about **{advice.left:,.0f}** ({advice.low:,.0f} to {advice.high:,.0f})"
     ahead = f"of the next {advice.ahead}, {advice.soon:.0f}"
     more = f" {advice.more:,} more decisions would leave at most {reviews.ENOUGH:.0%} of all noise."
@@ -482,7 +594,7 @@ def lessons(at: Desk, votes: views.Votes) -> None:
         st.info(text + more, icon=":material/trending_down:")
     st.caption("By the verdict, corrected by the decisions so far; the interval (90%) includes what it said before.")
     st.markdown("##### How far to believe each detector")
-    rows = "".join(_belief(slug, reviews.precision(f, at.codes, at.corrected)) for slug, f in votes.flags.items())
+    rows = "".join(_belief(slug, reviews.precision(f, at.told, at.corrected)) for slug, f in votes.flags.items())
     st.html(_BELIEF_STYLE + (rows or "<p>Switch a detector on to see how often it is right.</p>"))
     st.caption(
         "Bar: Wilson's 95% interval of the share of noisy ones among its flagged samples that were decided; the queue "
@@ -534,17 +646,23 @@ def export(spec: Spec, at: Desk, detections: Sequence[Detection], votes: views.V
         above = c.slider(
             "if at least so sure", 50, 100, key=begin("policy-above", 90), format="%d%%", disabled=at.verdict is None
         )
+        dropped = _checks_that_drop(at)
         unsure = st.toggle("Drop what somebody was unsure about", key=begin("policy-unsure", False))
         policy = cleaned.Policy(
-            drop=tuple(kind for kind in kinds if does[kind] == "drop"), relabel=does["mislabelled"] == "relabel",
-            above=above / 100, unsure="drop" if unsure else "keep",
-        )  # fmt: skip
+            drop=(*(kind for kind in kinds if does[kind] == "drop"), *dropped),
+            relabel=does["mislabelled"] == "relabel",
+            above=above / 100,
+            unsure="drop" if unsure else "keep",
+        )
         made = cleaned.decided(at.states)
-        counts = cleaned.settle(at.study, detections, at.verdict, made, policy).counts(at.study.observed.labels)
+        settled = cleaned.settle(at.study, detections, at.verdict, made, policy, at.found)
+        counts = settled.counts(at.study.observed.labels)
         st.caption(
             ", ".join(f"{count:,} {what}" for what, count in counts.items())
             + f"; {len(made):,} decisions count first. The table has every sample; dropped ones have no final label."
         )
+
+        _accuracy(at.study, settled.labels)
 
         def put() -> cleaned.Export:
             return cleaned.make(at.study, cuts, made, policy)
@@ -561,6 +679,42 @@ def export(spec: Spec, at: Desk, detections: Sequence[Detection], votes: views.V
                 )  # fmt: skip
         st.caption("Pictures, class by class, come with the command; so does the same again from a manifest:")
         st.code(_command(cuts, at.study, policy), language="sh", wrap_lines=True)
+
+
+def _checks_that_drop(at: Desk) -> list[str]:
+    """Which checks may drop what they list."""
+    options = [check for check in CHECKS if at.found is not None and at.found.flags(check).any()]
+    key = begin("policy-checks", [])
+    st.session_state[key] = [check for check in st.session_state[key] if check in options]  # another study has others
+    if at.found is None:
+        look = "Choose the queue of copies, or of odd pictures, and they are looked for."
+    else:
+        look = "" if options else "The checks found nothing here."
+    return st.multiselect(
+        "Undecided, listed by a check: drop", options, key=key, disabled=not options, placeholder=look or "keep all",
+        format_func=lambda check: f"{CHECKS[check]}{' (all but one)' * (check == 'duplicates')}",
+    )  # fmt: skip
+
+
+def _accuracy(study: Study, final: NDArray[np.int64]) -> None:
+    """What cleaning does to a linear classifier's test accuracy; measured when somebody wants to know."""
+    if reason := benefit.lacking(study):
+        st.caption(plain(f"No accuracy before and after: {reason}."))
+    elif benefit.known(study, final):
+        words = benefit.in_words(benefit.benefit(study, final))
+        st.caption(plain(words[0].upper() + words[1:] + "."))
+    elif st.button("Accuracy before and after", key="benefit", icon=":material/query_stats:"):
+        bar = st.progress(0.0, text="Training a linear classifier before and after …")
+
+        def report(what: str, share: float) -> None:
+            bar.progress(share, text=f"{what} …")
+
+        try:
+            benefit.benefit(study, final, report=report)
+        except InputError as error:
+            st.warning(plain(str(error)), icon=":material/block:")
+            return
+        st.rerun()
 
 
 def _command(cuts: Sequence[Cut], study: Study, policy: cleaned.Policy) -> str:
