@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .base.errors import InputError
 from .base.files import digest
 from .base.linear import linear_head, linear_probe
-from .study import VERSIONS, Study
+from .study import OWN_FEATURES, VERSIONS, Study
 from .workspace import Arrays, pack, unpack
 
 REPEATS = 10
@@ -29,7 +29,7 @@ def lacking(study: Study) -> str:
     """Why the benefit cannot be measured here, or nothing."""
     if not len(study.test_rows()):
         return f"{study.dataset.name} has no test split to measure accuracy on"
-    if study.observed.images is None or study.encoder == "features":
+    if study.observed.images is None or study.encoder == OWN_FEATURES:
         return "the features came with the data, so those of the test split are not known"
     return ""
 
