@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 DATASET_HELP = """fashion-web, a draw such as fashion-web:noise=0.6,ood=0.5,flips=asymmetric,seed=3,n=6000 (noise: share
 of noisy pictures; ood: share of those that is foreign; flips: symmetric, asymmetric or instance); or folder:PATH with a
-sub-folder of pictures for each class (below train and test, where both are there); or table:PATH.csv or .parquet with
-columns label and one or more of image (path relative to the table, or bytes), embedding and pred_probs (lists);
-optional id, split, true_label, kind, x, y; or arrays:PATH.npz with labels (N,) and one or more of images (N,H,W[,3])
-uint8, features (N,D), pred_probs (N,C); optional classes, ids, true_labels (-1 = foreign), kind, xy (N,2), trusted (N,)
-bool; or hf:PATH, a folder written by save_to_disk of Hugging Face datasets"""
+sub-folder of pictures for each class (below train and test, where both are there); or table:PATH.csv or .parquet (or a
+folder of .parquet) with columns label and one or more of image (path relative to the table, or bytes), embedding and
+pred_probs (lists); optional id, split, true_label, kind, x, y; or arrays:PATH.npz with labels (N,) and one or more of
+images (N,H,W[,3]) uint8, features (N,D), pred_probs (N,C); optional classes, ids, true_labels (-1 = foreign), kind, xy
+(N,2), trusted (N,) bool; or hf:PATH, a folder written by save_to_disk of Hugging Face datasets"""
 
 
 def _warn(lines: Iterable[str]) -> None:
@@ -212,9 +212,21 @@ def _embed(args: argparse.Namespace) -> int:
 
     meter = Meter(args.quiet)
     workspace = Workspace(args.workspace)
+    for name in ("workers", "address", "out", "block"):
+        value = getattr(args, name)
+        if value is not None and args.engine != "ray":
+            raise InputError(f"--{name} is for --engine ray")
+        if isinstance(value, int) and value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}")
     study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed)
     report = _reporter(workspace, args.job, meter)
     _warn(study.dataset.warnings)
+    shards = None
+    if args.engine == "ray":
+        shards = study.spread(
+            Path(args.out) if args.out else None, workers=args.workers or 0, address=args.address or "",
+            block=args.block or 0, device=args.device, report=report,
+        )  # fmt: skip
     study.embed(report, device=args.device)
     _warn(study.dataset.undecoded)
     report("neighbours", 0.0)
@@ -231,10 +243,18 @@ def _embed(args: argparse.Namespace) -> int:
             workspace.store("map", study.map_key(args.map), stored, folder=Path(args.ship))
         if judged := workspace.find("verdict", study.verdict_key()):
             workspace.store("verdict", study.verdict_key(), judged, folder=Path(args.ship))
-    trust = ", ".join(f"{name} {value:.3f}" for name, value in study.map_trust(args.map).items())
+    figures = study.map_trust(args.map)
+    if args.json:
+        found = {"dataset": study.dataset.name, "n": len(study), "encoder": study.encoder, "map": args.map, **figures}
+        places = {"workspace": str(workspace.root), "shards": str(shards) if shards else None}
+        print(json.dumps(found | places, indent=2))
+        return 0
+    trust = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
     print(
         f"{study.dataset.name}: features and {args.map} map are in {workspace.root}" + (f" ({trust})" if trust else "")
     )
+    if shards:
+        print(f"shards: {shards} (table:{shards} opens them)")
     return 0
 
 
@@ -681,6 +701,17 @@ def _parser() -> argparse.ArgumentParser:
     embed = commands.add_parser("embed", parents=[data, encoded, *shared], help="compute features and the map")
     embed.add_argument("--map", choices=("umap", "pca"), default="umap")
     embed.add_argument("--ship", metavar="DIR", help="also write them, compressed, into this folder")
+    embed.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="what computes the features: this process, or Ray, in many processes here or on other machines",
+    )  # fmt: skip
+    embed.add_argument("--workers", type=int, metavar="N", help="of Ray, at most (default: one for each GPU or core)")
+    embed.add_argument(
+        "--address", metavar="HOST:PORT", help="of a Ray cluster, or auto (default: Ray on this machine only)"
+    )
+    embed.add_argument("--out", metavar="FOLDER", help="of the Parquet shards that Ray's work becomes (resumable)")
+    embed.add_argument("--block", type=int, metavar="N", help="pictures in a shard (default 1,024)")
+    embed.add_argument("--json", action="store_true", help="one JSON document on standard output")
     embed.add_argument("--job", help=argparse.SUPPRESS)
     embed.set_defaults(run=_embed)
 

@@ -1,0 +1,245 @@
+"""Embedding in many processes, on one machine or several, by Ray Data. Nothing else imports ray, and that lazily.
+
+Encoder and pictures go once into Ray's object store, from which every process takes them; pictures in files go as their
+paths, so that all machines need them under the same path. The process that asks gets the features and writes them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..base.errors import InputError
+from ..base.threads import cores
+from ..data import Images, PictureFiles
+from ..data.pictures import some
+from .checkpoint import Encoder
+
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+"""Settings of Ray, for want of other ones: nothing is sent anywhere, and what goes wrong comes as an error, once."""
+
+TRIES = 5
+"""How often a block is begun at most: one that ends every process that takes it would go on for ever."""
+
+LOOKED = 16
+"""Of pictures in files, a process looks for so many before it believes that they are there."""
+
+
+class Worker:
+    """One process that embeds blocks of pictures; if it is lost, Ray starts another in its place.
+
+    Args:
+        shared: references to the encoder and the pictures.
+        tally: counts how often each block is begun.
+        options: of `Encoder.embed`.
+    """
+
+    def __init__(self, shared: Sequence[Any], tally: Any, options: dict[str, Any]) -> None:
+        import ray
+
+        self.ray, self.tally, self.options, self.looked = ray, tally, options, False
+        self.encoder: Encoder
+        self.images: Images
+        self.encoder, self.images = (ray.get(reference) for reference in shared)
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Embed the pictures of one block: ``{"block": (1,), "rows": (1, 2)}``, first row and the row after the last.
+
+        Returns:
+            ``block`` (1,), ``features`` (1, M, D) float32, ``undecoded`` (1, M) bool.
+
+        Raises:
+            InputError: the pictures are in files that this machine has not, or end every process that takes them.
+        """
+        start, stop = batch["rows"][0].tolist()
+        if self.ray.get(self.tally.begin.remote(start)) > TRIES:
+            raise InputError(
+                f"pictures {start:,} to {stop - 1:,} (counted from 0) have ended {TRIES} processes that were to embed "
+                "them; one of them may be damaged, or a machine short of memory"
+            )
+        if not self.looked:
+            check_files(self.images)
+            self.looked = True
+        images = some(self.images, np.arange(start, stop))
+        features = self.encoder.embed(images, **self.options)
+        undecoded = np.zeros((1, len(images)), bool)
+        if isinstance(images, PictureFiles):
+            undecoded[0, list(images.undecoded)] = True
+        return {"block": batch["block"], "features": features[None], "undecoded": undecoded}
+
+
+class Tally:
+    """Counts how often each block is begun."""
+
+    def __init__(self) -> None:
+        self.begun: dict[int, int] = {}
+
+    def begin(self, block: int) -> int:
+        """Count once more; the count."""
+        self.begun[block] = self.begun.get(block, 0) + 1
+        return self.begun[block]
+
+
+def check_files(images: Images) -> None:
+    """Look for some of the pictures that are in files.
+
+    Raises:
+        InputError: none of them is on this machine.
+    """
+    if not isinstance(images, PictureFiles):
+        return
+    rows = images.rows[np.unique(np.linspace(0, len(images) - 1, LOOKED).astype(int))]
+    paths = [source for source in (images.sources[row] for row in rows.tolist()) if isinstance(source, str)]
+    if paths and not any(Path(path).is_file() for path in paths):
+        raise InputError(
+            f"the machine {socket.gethostname()} does not see the pictures, such as {paths[0]}; all machines must have "
+            "them under the same path, as on a shared disk"
+        )
+
+
+def embed_blocks(
+    encoder: Encoder,
+    images: Images,
+    blocks: dict[int, slice],
+    *,
+    layer: str = "final",
+    device: str = "auto",
+    workers: int = 0,
+    address: str = "",
+) -> Generator[tuple[int, NDArray[np.float32], NDArray[np.int64]], None, None]:
+    """Embed blocks of pictures; each comes once, in the order in which they get done.
+
+    Args:
+        encoder: what embeds.
+        images: all pictures.
+        blocks: number -> rows of each block.
+        layer: see `Encoder.embed`.
+        device: ``auto`` takes the GPUs that Ray knows of, one a process, or else the CPU.
+        workers: processes at most; 0: one for each GPU, or for each core.
+        address: ``HOST:PORT`` of a Ray cluster that this machine is part of, ``auto`` for the one that runs here, or
+            empty: a Ray of its own on this machine, which ends with the work.
+
+    Yields:
+        Number of the block, features (M, D), positions in the block of pictures that could not be decoded.
+
+    Raises:
+        InputError: Ray is not installed, no cluster is at the address or it has no such device, the encoder cannot
+            take the pictures, or a machine has not got them.
+        ConnectionError: Ray could not finish the work.
+    """
+    encoder.embed(some(images, np.arange(1)), layer=layer)  # what cannot work fails before anything is started
+    # Ray says on standard output, which is for results, that a process was lost
+    with redirect_stdout(sys.stderr), connected(address, workers) as ray:
+        gpu, there = device.partition(":")[0] == "cuda", ray.cluster_resources()
+        gpus = int(there.get("GPU", 0))
+        if gpu and not gpus:
+            raise InputError(f"device {device!r} is not available: Ray knows of no GPU")
+        gpu |= device == "auto" and gpus > 0
+        most = gpus if gpu else int(there.get("CPU", 1))
+        options = {"layer": layer, "device": "cuda" if gpu else "cpu" if device == "auto" else device}
+        shared, tally = [ray.put(encoder), ray.put(images)], ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote()
+        rows = [{"block": block, "rows": [part.start, part.stop]} for block, part in blocks.items()]
+        data = ray.data.from_items(rows, override_num_blocks=len(rows))
+        context = data.context
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.raise_original_map_exception = True
+        done = data.map_batches(
+            Worker,
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=min(workers or most, most, len(rows))),
+            fn_constructor_args=(shared, tally, options),
+            num_cpus=1,
+            num_gpus=1 if gpu else None,
+        )
+        try:
+            for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
+                yield int(batch["block"][0]), batch["features"][0], np.flatnonzero(batch["undecoded"][0])
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise InputError(str(error.cause).splitlines()[0]) from None  # Ray adds lines of its own
+            raise
+        except ray.exceptions.RayError as error:
+            why = str(error).strip().splitlines()[-1]
+            raise ConnectionError(f"Ray gave up: {why} The same command goes on from what is done.") from error
+
+
+@contextmanager
+def connected(address: str = "", workers: int = 0) -> Iterator[Any]:
+    """The ray module, connected to a cluster (see `embed_blocks`); one that is connected already stays so.
+
+    Raises:
+        InputError: Ray is not installed, or no cluster is at the address.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError(f'--engine ray needs Ray ({error}); pip install "chaffinch[ray]" installs it') from error
+    if ray.is_initialized():
+        yield ray
+        return
+    options: dict[str, Any] = {"address": address}
+    if not address:
+        options = {"address": "local", "num_cpus": max(workers, cores()), "include_dashboard": False}
+    elif address != "auto":
+        _answers(address)
+    try:
+        with _hushed(), _sigterm_as_it_is():
+            ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"--address {address or 'local'}: {error}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Does anything listen there? Ray would try for minutes, and then end the process.
+
+    Raises:
+        InputError: nothing does, or it is no address.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"--address {address}: write HOST:PORT, as 'ray start --head' shows it, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: no Ray answers ({error}); 'ray start --head' starts one") from error
+
+
+@contextmanager
+def _sigterm_as_it_is() -> Iterator[None]:
+    """Undo what Ray does to the signal that ends jobs: its handler would abort the process and clean up nothing."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Nothing on standard error meanwhile, not even from C++, which tells there which log level it was told."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)

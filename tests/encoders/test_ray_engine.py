@@ -1,0 +1,217 @@
+"""Ray embeds what one process embeds, bit for bit, also when it is interrupted and when a process of it is killed."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from chaffinch.base.errors import InputError
+from chaffinch.cli import main
+from chaffinch.data import open_dataset
+from chaffinch.encoders import checkpoint, ray_engine
+from chaffinch.encoders.checkpoint import Encoder, load_encoder
+from chaffinch.study import Study
+
+BLOCK, BLOCKS = 128, 6
+N = BLOCK * (BLOCKS - 1) + 50
+
+
+@pytest.fixture
+def many(tmp_path):
+    """The name of a set of several blocks of pictures; the first of block 3 is white."""
+    rng = np.random.default_rng(1)
+    labels = np.arange(N) % 3
+    images = rng.integers(0, 200, (N, 12, 12), dtype=np.uint8)
+    images[3 * BLOCK] = 255
+    np.savez(tmp_path / "many.npz", images=images, labels=labels, ids=np.array([f"m{i:03d}" for i in range(N)]))
+    return f"arrays:{tmp_path / 'many.npz'}"
+
+
+def deadly(path: Path, mark: Path) -> Encoder:
+    """An encoder whose process is killed, once, when half of the block with the white picture is embedded."""
+    plain = load_encoder(path)
+
+    class Deadly(Encoder):  # inside the function, so that it travels whole to processes that cannot import tests
+        def embed(self, images, **options):
+            if len(images) > 1 and (np.asarray(images[0]) == 255).all() and not mark.exists():
+                super().embed(images[: len(images) // 2], **options)
+                mark.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().embed(images, **options)
+
+    return Deadly(plain.network, plain.card)
+
+
+def gone(pids, seconds=20):
+    """Have all these processes ended?"""
+    psutil, until = pytest.importorskip("psutil"), time.monotonic() + seconds
+    while left := [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]:
+        if time.monotonic() > until:
+            return f"left: {left}"
+        time.sleep(0.1)
+    return True
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_or_doubled(many, save_encoder, workspace, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'chaffinch[ray]'")
+    psutil = pytest.importorskip("psutil")
+    path, out, mark = save_encoder(), tmp_path / "shards", tmp_path / "killed"
+    study = Study(many, "tiny", workspace=workspace)
+    expected = load_encoder(path).embed(study.observed.images)
+    monkeypatch.setattr(checkpoint, "load_encoder", lambda path: deadly(path, mark))
+
+    def stop(what, share):
+        raise KeyboardInterrupt
+
+    def shards():
+        return {file.name: file.stat().st_mtime_ns for file in out.iterdir() if file.name != "manifest.json"}
+
+    with ray_engine.connected(workers=2):
+        processes = {child.pid for child in psutil.Process().children(recursive=True)}
+        assert processes, "they are those that are to end with the work"
+        mark.touch()  # not yet
+        with pytest.raises(KeyboardInterrupt):
+            study.spread(out, workers=2, block=BLOCK, report=stop)
+        begun = shards()
+        assert len(begun) == 1, "one shard was done when it was stopped"
+        assert not study.has_features()
+
+        mark.unlink()
+        # the one that is left to do is never the first: the killed block must be among those that are not done
+        (out / "shard-000003.parquet").unlink(missing_ok=True)
+        command = ["embed", many, "--encoder", "tiny", "--map", "pca", "--engine", "ray", "--workers", "2", "--quiet"]
+        capfd.readouterr()
+        assert main([*command, "--out", str(out), "--block", str(BLOCK), "--json"]) == 0
+        told = json.loads(capfd.readouterr().out)
+        assert (told["n"], told["shards"]) == (N, str(out))
+        processes |= {child.pid for child in psutil.Process().children(recursive=True)}
+        with pytest.raises(InputError, match="device 'cuda' is not available: Ray knows of no GPU"):
+            next(ray_engine.embed_blocks(load_encoder(path), study.observed.images, {0: slice(0, 9)}, device="cuda"))
+    killed = int(mark.read_text())
+    assert killed != os.getpid()
+    assert gone({killed, *processes}) is True
+
+    done = shards()
+    assert sorted(done) == [f"shard-{block:06d}.parquet" for block in range(BLOCKS)], "and nothing half-written"
+    kept = {name: when for name, when in begun.items() if name != "shard-000003.parquet"}
+    assert kept.items() <= done.items(), "what was done is not done again"
+    ids = [id for name in sorted(done) for id in pq.read_table(out / name)["id"].to_pylist()]
+    assert ids == study.observed.ids.tolist()
+    monkeypatch.setattr(checkpoint, "load_encoder", None)  # whoever embeds again fails
+    np.testing.assert_array_equal(Study(many, "tiny", workspace=workspace).embed(), expected)
+    np.testing.assert_array_equal(open_dataset(f"table:{out}").observed.features, expected)
+
+
+class TestWorker:
+    @pytest.fixture
+    def worker(self, monkeypatch, save_encoder):
+        """A function that makes a worker in this process."""
+        monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda value: value))
+        encoder, tally = load_encoder(save_encoder()), ray_engine.Tally()
+        remote = SimpleNamespace(begin=SimpleNamespace(remote=tally.begin))
+        return lambda images: ray_engine.Worker([encoder, images], remote, {"layer": "final", "device": "cpu"})
+
+    @staticmethod
+    def block(start, stop):
+        return {"block": np.array([7]), "rows": np.array([[start, stop]])}
+
+    def files(self, folder, n=20):
+        for i in range(n):
+            (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((12, 12), 10 * i, np.uint8)).save(folder / "ab"[i % 2] / f"{i:02d}.png")
+        return open_dataset(f"folder:{folder}").observed.images
+
+    def test_a_block(self, worker, pictures):
+        one = worker(pictures.observed.images)
+        found = one(self.block(10, 30))
+        assert found["block"].tolist() == [7]
+        np.testing.assert_array_equal(found["features"], one.encoder.embed(pictures.observed.images[10:30])[None])
+        assert not found["undecoded"].any()
+
+    def test_a_block_that_ends_its_processes(self, worker, pictures):
+        one = worker(pictures.observed.images)
+        for _ in range(ray_engine.TRIES):
+            one(self.block(10, 30))
+            one(self.block(30, 60))
+        with pytest.raises(InputError, match=r"pictures 10 to 29 .* have ended 5 processes"):
+            one(self.block(10, 30))
+
+    def test_files(self, worker, tmp_path):
+        images = self.files(tmp_path / "set")
+        Path(images.sources[images.rows[4]]).write_bytes(b"no picture any more")
+        found = worker(images)(self.block(3, 9))
+        assert found["undecoded"].tolist() == [[False, True, False, False, False, False]]
+        assert found["features"].shape == (1, 6, 32)
+
+    def test_a_machine_without_the_files(self, worker, tmp_path):
+        images = self.files(tmp_path / "set")
+        (tmp_path / "set").rename(tmp_path / "elsewhere")
+        with pytest.raises(InputError, match=rf"{socket.gethostname()} does not see the pictures, such as .*00\.png"):
+            worker(images)(self.block(3, 9))
+
+
+class TestRefused:
+    @pytest.fixture
+    def refused(self, many, save_encoder, capsys, home):
+        """A function that runs ``embed`` with options and gives the one line that it says."""
+        save_encoder()
+
+        def run(*options):
+            assert main(["embed", many, "--encoder", "tiny", "--quiet", *options]) == 2
+            out, err = capsys.readouterr()
+            assert (out, err.count("\n")) == ("", 1)
+            assert not list(home.rglob("*.parquet"))
+            return err
+
+        return run
+
+    def test_without_ray(self, refused, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        assert 'pip install "chaffinch[ray]"' in refused("--engine", "ray")
+
+    def test_options_of_another_engine(self, refused):
+        assert refused("--workers", "2") == "chaffinch: --workers is for --engine ray\n"
+        assert refused("--out", "here") == "chaffinch: --out is for --engine ray\n"
+        assert "--workers must be at least 1, got 0" in refused("--engine", "ray", "--workers", "0")
+
+    def test_no_such_layer(self, many, save_encoder, capsys):
+        save_encoder()
+        assert main(["embed", many, "--encoder", "tiny:sideways", "--engine", "ray"]) == 2
+        assert "has no layer 'sideways'" in capsys.readouterr().err, "before Ray is started"
+
+    def test_no_pictures(self, arrays_file, capsys):
+        assert main(["embed", f"arrays:{arrays_file()}", "--engine", "ray"]) == 2
+        assert "there is nothing to embed" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("address", ["nowhere", "here:there", ":1"])
+    def test_no_address(self, refused, address):
+        pytest.importorskip("ray")
+        assert f"--address {address}: write HOST:PORT" in refused("--engine", "ray", "--address", address)
+
+    def test_nothing_at_the_address(self, refused):
+        pytest.importorskip("ray")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            free = server.getsockname()[1]  # until the next line
+        begun = time.monotonic()
+        said = refused("--engine", "ray", "--address", f"127.0.0.1:{free}")
+        assert f"--address 127.0.0.1:{free}: no Ray answers" in said
+        assert time.monotonic() - begun < 30, "Ray itself tries for minutes"
+
+    def test_no_ray_on_this_machine(self, refused, monkeypatch):
+        ray = pytest.importorskip("ray")
+
+        def init(**options):
+            raise ConnectionError("Could not find any running Ray instance.")
+
+        monkeypatch.setattr(ray, "init", init)  # there may be one, of others
+        assert "--address auto: Could not find any running Ray" in refused("--engine", "ray", "--address", "auto")
