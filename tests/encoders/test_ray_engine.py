@@ -61,52 +61,69 @@ def gone(pids, seconds=20):
     return True
 
 
-@pytest.mark.slow
-def test_nothing_is_lost_or_doubled(many, save_encoder, workspace, tmp_path, monkeypatch, capfd):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'chaffinch[ray]'")
-    psutil = pytest.importorskip("psutil")
-    path, out, mark = save_encoder(), tmp_path / "shards", tmp_path / "killed"
-    study = Study(many, "tiny", workspace=workspace)
-    expected = load_encoder(path).embed(study.observed.images)
-    monkeypatch.setattr(checkpoint, "load_encoder", lambda path: deadly(path, mark))
+@pytest.fixture
+def interrupted(many, save_encoder, workspace, tmp_path, monkeypatch):
+    """A folder in which the work was stopped after two shards (without Ray), and when each shard was written."""
+    save_encoder()
+    ended, out = [], tmp_path / "shards"
+
+    def plain(encoder, images, blocks, **options):
+        try:
+            for block in (4, 0, 2):
+                yield block, encoder.embed(images[blocks[block]]), np.empty(0, np.int64)
+        finally:
+            ended.append(options)
 
     def stop(what, share):
-        raise KeyboardInterrupt
+        assert what == "embedding"
+        if share > 1 / BLOCKS:
+            raise KeyboardInterrupt
 
-    def shards():
-        return {file.name: file.stat().st_mtime_ns for file in out.iterdir() if file.name != "manifest.json"}
-
-    with ray_engine.connected(workers=2):
-        processes = {child.pid for child in psutil.Process().children(recursive=True)}
-        assert processes, "they are those that are to end with the work"
-        mark.touch()  # not yet
+    study = Study(many, "tiny", workspace=workspace)
+    with monkeypatch.context() as changed:
+        changed.setattr(ray_engine, "embed_blocks", plain)
         with pytest.raises(KeyboardInterrupt):
-            study.spread(out, workers=2, block=BLOCK, report=stop)
-        begun = shards()
-        assert len(begun) == 1, "one shard was done when it was stopped"
-        assert not study.has_features()
+            study.spread(out, workers=2, block=BLOCK, device="cpu", report=stop)
+    assert ended == [{"layer": "final", "device": "cpu", "workers": 2, "address": ""}], "the engine ends with the work"
+    assert not study.has_features()
+    begun = written(out)
+    assert list(begun) == ["shard-000000.parquet", "shard-000004.parquet"]
+    return out, begun
 
-        mark.unlink()
-        # the one that is left to do is never the first: the killed block must be among those that are not done
-        (out / "shard-000003.parquet").unlink(missing_ok=True)
-        command = ["embed", many, "--encoder", "tiny", "--map", "pca", "--engine", "ray", "--workers", "2", "--quiet"]
-        capfd.readouterr()
-        assert main([*command, "--out", str(out), "--block", str(BLOCK), "--json"]) == 0
-        told = json.loads(capfd.readouterr().out)
-        assert (told["n"], told["shards"]) == (N, str(out))
-        processes |= {child.pid for child in psutil.Process().children(recursive=True)}
-        with pytest.raises(InputError, match="device 'cuda' is not available: Ray knows of no GPU"):
-            next(ray_engine.embed_blocks(load_encoder(path), study.observed.images, {0: slice(0, 9)}, device="cuda"))
+
+def written(folder):
+    """Shard -> when it was written; also what else there is, but for the manifest."""
+    return {file.name: file.stat().st_mtime_ns for file in sorted(folder.iterdir()) if file.name != "manifest.json"}
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_or_doubled(many, interrupted, workspace, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'chaffinch[ray]'")
+    psutil = pytest.importorskip("psutil")
+    (out, begun), mark = interrupted, tmp_path / "killed"
+    images, path = open_dataset(many).observed.images, workspace.root / "encoders" / "tiny.safetensors"
+    expected = load_encoder(path).embed(images)
+    monkeypatch.setattr(checkpoint, "load_encoder", lambda path: deadly(path, mark))
+    processes = set()
+
+    def meter(self, *told):
+        processes.update(child.pid for child in psutil.Process().children(recursive=True))
+
+    monkeypatch.setattr("chaffinch.cli.Meter.__call__", meter)
+    command = ["embed", many, "--encoder", "tiny", "--map", "pca", "--engine", "ray", "--workers", "2", "--json"]
+    assert main([*command, "--out", str(out), "--block", str(BLOCK)]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert (told["n"], told["shards"]) == (N, str(out))
     killed = int(mark.read_text())
     assert killed != os.getpid()
+    assert len(processes) > 2
     assert gone({killed, *processes}) is True
 
-    done = shards()
+    done = written(out)
     assert sorted(done) == [f"shard-{block:06d}.parquet" for block in range(BLOCKS)], "and nothing half-written"
-    kept = {name: when for name, when in begun.items() if name != "shard-000003.parquet"}
-    assert kept.items() <= done.items(), "what was done is not done again"
+    assert begun.items() <= done.items(), "what was done is not done again"
     ids = [id for name in sorted(done) for id in pq.read_table(out / name)["id"].to_pylist()]
-    assert ids == study.observed.ids.tolist()
+    assert ids == [f"m{i:03d}" for i in range(N)]
     monkeypatch.setattr(checkpoint, "load_encoder", None)  # whoever embeds again fails
     np.testing.assert_array_equal(Study(many, "tiny", workspace=workspace).embed(), expected)
     np.testing.assert_array_equal(open_dataset(f"table:{out}").observed.features, expected)
