@@ -15,8 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,12 +213,7 @@ def _embed(args: argparse.Namespace) -> int:
 
     meter = Meter(args.quiet)
     workspace = Workspace(args.workspace)
-    for name in ("workers", "address", "out", "block"):
-        value = getattr(args, name)
-        if value is not None and args.engine != "ray":
-            raise InputError(f"--{name} is for --engine ray")
-        if isinstance(value, int) and value < 1:
-            raise InputError(f"--{name} must be at least 1, got {value}")
+    _for_ray(args, "workers", "address", "out", "block")
     study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed)
     report = _reporter(workspace, args.job, meter)
     _warn(study.dataset.warnings)
@@ -258,6 +254,16 @@ def _embed(args: argparse.Namespace) -> int:
     return 0
 
 
+def _for_ray(args: argparse.Namespace, *names: str) -> None:
+    """Refuse options of Ray without it, and numbers below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and args.engine != "ray":
+            raise InputError(f"--{name} is for --engine ray")
+        if isinstance(value, int) and value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}")
+
+
 def _reporter(workspace: Workspace, job: str | None, meter: Meter) -> Any:
     """Where progress goes: to the meter, or where the app has started this, into the note of the job."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a stopped job leaves no temporary files behind
@@ -278,13 +284,18 @@ def _train_encoder(args: argparse.Namespace) -> int:
     from .base.methods import find_method, method_options
     from .data import open_dataset
     from .encoders.augment import Augment
+    from .encoders.ray_engine import train_in_processes
     from .encoders.steps import lacking
-    from .encoders.train import Recipe
+    from .encoders.train import Recipe, train_encoder
     from .spec import check_seed
     from .study import encoder_cards
     from .workspace import Workspace
 
     check_seed(args.seed)
+    _for_ray(args, "workers", "address")
+    work: Any = train_encoder
+    if args.engine == "ray":
+        work = partial(train_in_processes, workers=args.workers or 0, address=args.address or "")
     parameters = ({"temperature": args.temperature} if args.temperature is not None else {}) | _settings(args.set)
     dataset = open_dataset(args.dataset)
     _warn(dataset.warnings)
@@ -312,7 +323,8 @@ def _train_encoder(args: argparse.Namespace) -> int:
             augment=Augment(flip=0.0 if args.no_flip else 0.5), half=args.half,
         )  # fmt: skip
         try:
-            _train_one(dataset, recipe, path, Meter(args.quiet), workspace, args.job)
+            with closing(work(dataset, recipe, path.parent, path.stem)) as training:
+                _train_one(training, recipe, path, Meter(args.quiet), workspace, args.job)
         except KeyboardInterrupt:
             print(f"\nstopped; the same command goes on from the last whole epoch in {folder}", file=sys.stderr)
             return 1
@@ -510,15 +522,14 @@ def _experiment(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: Any, job: str | None) -> None:
+def _train_one(training: Any, recipe: Any, path: Path, meter: Meter, workspace: Any, job: str | None) -> None:
     """Train one encoder; tell the meter, and where the app has started it, the job's note, how far it is."""
-    from .encoders.train import train_encoder
     from .workspace import LIVE
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a stopped job leaves no temporary files behind
     noted = (workspace.noted(job) if job else None) or {}
     told, live = 0.0, {key: noted[key] for key in LIVE if key in noted}
-    for p in train_encoder(dataset, recipe, path.parent, path.stem):
+    for p in training:
         what = f"{recipe.loss}: epoch {p.epoch + 1} of {p.epochs}"
         meter(what, p.share, left=p.seconds_left, detail=f", loss {p.loss:.4f}")
         if p.snapshot:
@@ -698,24 +709,26 @@ def _parser() -> argparse.ArgumentParser:
     methods.add_argument("--json", action="store_true", help="one JSON document on standard output")
     methods.set_defaults(run=_methods)
 
-    embed = commands.add_parser("embed", parents=[data, encoded, *shared], help="compute features and the map")
-    embed.add_argument("--map", choices=("umap", "pca"), default="umap")
-    embed.add_argument("--ship", metavar="DIR", help="also write them, compressed, into this folder")
-    embed.add_argument(
+    engines = argparse.ArgumentParser(add_help=False)
+    engines.add_argument(
         "--engine", choices=("local", "ray"), default="local",
-        help="what computes the features: this process, or Ray, in many processes here or on other machines",
+        help="what does the work: this process, or Ray, in many processes here or on other machines",
     )  # fmt: skip
-    embed.add_argument("--workers", type=int, metavar="N", help="of Ray, at most (default: one for each GPU or core)")
-    embed.add_argument(
+    engines.add_argument("--workers", type=int, metavar="N", help="of Ray, at most (default: one for each GPU or core)")
+    engines.add_argument(
         "--address", metavar="HOST:PORT", help="of a Ray cluster, or auto (default: Ray on this machine only)"
     )
+
+    embed = commands.add_parser("embed", parents=[data, encoded, engines, *shared], help="compute features and the map")
+    embed.add_argument("--map", choices=("umap", "pca"), default="umap")
+    embed.add_argument("--ship", metavar="DIR", help="also write them, compressed, into this folder")
     embed.add_argument("--out", metavar="FOLDER", help="of the Parquet shards that Ray's work becomes (resumable)")
     embed.add_argument("--block", type=int, metavar="N", help="pictures in a shard (default 1,024)")
     embed.add_argument("--json", action="store_true", help="one JSON document on standard output")
     embed.add_argument("--job", help=argparse.SUPPRESS)
     embed.set_defaults(run=_embed)
 
-    train = commands.add_parser("train-encoder", parents=[data, *shared], help="train a contrastive encoder")
+    train = commands.add_parser("train-encoder", parents=[data, engines, *shared], help="train a contrastive encoder")
     train.add_argument("--loss", default="simclr", help="which, or 'all' that apply, one after the other")
     train.add_argument("--epochs", type=int, default=40)
     train.add_argument("--batch", type=int, default=512)

@@ -1,4 +1,4 @@
-"""Ray embeds what one process embeds, bit for bit, also when it is interrupted and when a process of it is killed."""
+"""Ray embeds what one process embeds, bit for bit, and trains as one does, also when a process of it is killed."""
 
 import json
 import os
@@ -10,15 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from chaffinch.base.errors import InputError
 from chaffinch.cli import main
-from chaffinch.data import open_dataset
+from chaffinch.data import NoisyDataset, Observed, open_dataset
 from chaffinch.encoders import checkpoint, ray_engine
 from chaffinch.encoders.checkpoint import Encoder, load_encoder
+from chaffinch.encoders.train import Recipe, train_encoder
 from chaffinch.study import Study
 
 BLOCK, BLOCKS = 128, 6
@@ -53,7 +55,7 @@ def deadly(path: Path, mark: Path) -> Encoder:
 
 def gone(pids, seconds=20):
     """Have all these processes ended?"""
-    psutil, until = pytest.importorskip("psutil"), time.monotonic() + seconds
+    until = time.monotonic() + seconds
     while left := [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]:
         if time.monotonic() > until:
             return f"left: {left}"
@@ -97,36 +99,87 @@ def written(folder):
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_or_doubled(many, interrupted, workspace, tmp_path, monkeypatch, capfd):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'chaffinch[ray]'")
-    psutil = pytest.importorskip("psutil")
-    (out, begun), mark = interrupted, tmp_path / "killed"
-    images, path = open_dataset(many).observed.images, workspace.root / "encoders" / "tiny.safetensors"
-    expected = load_encoder(path).embed(images)
-    monkeypatch.setattr(checkpoint, "load_encoder", lambda path: deadly(path, mark))
-    processes = set()
+class TestProcesses:
+    """What a killed process changes: nothing."""
 
-    def meter(self, *told):
-        processes.update(child.pid for child in psutil.Process().children(recursive=True))
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def ray(cls):
+        """One Ray with room for two processes, of which nothing is left at the end."""
+        pytest.importorskip("ray", reason="Ray is not installed: pip install 'chaffinch[ray]'")
+        with ray_engine.connected(workers=2) as ray:
+            yield ray
+            processes = [child.pid for child in psutil.Process().children(recursive=True)]
+        assert len(processes) > 2
+        assert gone(processes) is True
 
-    monkeypatch.setattr("chaffinch.cli.Meter.__call__", meter)
-    command = ["embed", many, "--encoder", "tiny", "--map", "pca", "--engine", "ray", "--workers", "2", "--json"]
-    assert main([*command, "--out", str(out), "--block", str(BLOCK)]) == 0
-    told = json.loads(capfd.readouterr().out)
-    assert (told["n"], told["shards"]) == (N, str(out))
-    killed = int(mark.read_text())
-    assert killed != os.getpid()
-    assert len(processes) > 2
-    assert gone({killed, *processes}) is True
+    def test_embedding(self, many, interrupted, workspace, tmp_path, monkeypatch, capfd):
+        (out, begun), mark = interrupted, tmp_path / "killed"
+        images, path = open_dataset(many).observed.images, workspace.root / "encoders" / "tiny.safetensors"
+        expected = load_encoder(path).embed(images)
+        monkeypatch.setattr(checkpoint, "load_encoder", lambda path: deadly(path, mark))
+        command = ["embed", many, "--encoder", "tiny", "--map", "pca", "--engine", "ray", "--workers", "2", "--json"]
+        assert main([*command, "--out", str(out), "--block", str(BLOCK)]) == 0
+        told = json.loads(capfd.readouterr().out)
+        assert (told["n"], told["shards"]) == (N, str(out))
+        killed = int(mark.read_text())
+        assert killed != os.getpid()
+        assert gone([killed]) is True
 
-    done = written(out)
-    assert sorted(done) == [f"shard-{block:06d}.parquet" for block in range(BLOCKS)], "and nothing half-written"
-    assert begun.items() <= done.items(), "what was done is not done again"
-    ids = [id for name in sorted(done) for id in pq.read_table(out / name)["id"].to_pylist()]
-    assert ids == [f"m{i:03d}" for i in range(N)]
-    monkeypatch.setattr(checkpoint, "load_encoder", None)  # whoever embeds again fails
-    np.testing.assert_array_equal(Study(many, "tiny", workspace=workspace).embed(), expected)
-    np.testing.assert_array_equal(open_dataset(f"table:{out}").observed.features, expected)
+        done = written(out)
+        assert sorted(done) == [f"shard-{block:06d}.parquet" for block in range(BLOCKS)], "and nothing half-written"
+        assert begun.items() <= done.items(), "what was done is not done again"
+        ids = [id for name in sorted(done) for id in pq.read_table(out / name)["id"].to_pylist()]
+        assert ids == [f"m{i:03d}" for i in range(N)]
+        monkeypatch.setattr(checkpoint, "load_encoder", None)  # whoever embeds again fails
+        np.testing.assert_array_equal(Study(many, "tiny", workspace=workspace).embed(), expected)
+        np.testing.assert_array_equal(open_dataset(f"table:{out}").observed.features, expected)
+
+    def test_training(self, tmp_path):
+        labels = np.arange(128) % 2
+        images = np.random.default_rng(0).integers(0, 60, (128, 12, 12), dtype=np.uint8)
+        images[labels == 0, ::3] += 150
+        images[labels == 1, :, ::3] += 150
+        ids = np.arange(128).astype(str)
+        data = NoisyDataset("stripes", Observed(labels=labels, classes=("a", "b"), ids=ids, images=images))
+        recipe = Recipe(epochs=15, batch=32, architecture="preact-resnet-8-16-32", device="cpu")
+        killed, epochs = [], []
+        for _ in train_encoder(data, recipe, tmp_path, "one"):
+            pass
+        for p in ray_engine.train_in_processes(data, recipe, tmp_path, "two", workers=2):
+            if p.snapshot:
+                epochs.append(p.epoch)
+            if p.epoch == 4 and not killed:
+                killed += [c for c in psutil.Process().children(recursive=True) if c.name().startswith("ray::Trainer")]
+                assert len(killed) == 2
+                killed[-1].kill()
+        assert gone([process.pid for process in killed]) is True
+        assert sorted(set(epochs)) == list(range(15))
+        assert epochs.index(14) == len(epochs) - 1
+        one, two = (json.loads((tmp_path / f"{name}.json").read_text())["history"] for name in ("one", "two"))
+        assert len(two) == 15
+        fell = one[0] - np.mean(one[-3:])
+        assert fell > 0.3, "it learns"
+        assert np.mean(two[-3:]) == pytest.approx(np.mean(one[-3:]), abs=0.25 * fell)
+        left = sorted(path.name for path in tmp_path.glob("two.*"))
+        assert left == ["two.json", "two.record.safetensors", "two.safetensors"]
+
+    def test_a_device_that_is_not_there(self, pictures, save_encoder):
+        work = ray_engine.embed_blocks(load_encoder(save_encoder()), pictures.observed.images, {}, device="cuda")
+        with pytest.raises(InputError, match="device 'cuda' is not available: Ray knows of no GPU"):
+            next(work)
+
+
+def test_errors_of_processes():
+    ray = pytest.importorskip("ray")
+    bad = ray.exceptions.RayTaskError("f", "Traceback ...", InputError("training needs two\nRay says more"))
+    with pytest.raises(InputError, match=r"^training needs two$"), ray_engine._explained(ray):
+        raise bad
+    other = ray.exceptions.RayTaskError("f", "Traceback ...\nRuntimeError: no memory", RuntimeError("no memory"))
+    with pytest.raises(ConnectionError, match="gave up .RuntimeError: no memory.; the"), ray_engine._explained(ray):
+        raise other
+    with pytest.raises(ConnectionError, match="lost again and again"), ray_engine._explained(ray):
+        raise ray.exceptions.ActorDiedError()
 
 
 class TestWorker:

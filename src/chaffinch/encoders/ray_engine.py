@@ -1,7 +1,8 @@
-"""Embedding in many processes, on one machine or several, by Ray Data. Nothing else imports ray, and that lazily.
+"""Embedding and training in many processes, on one machine or several, by Ray. Nothing else imports ray, and lazily.
 
 Encoder and pictures go once into Ray's object store, from which every process takes them; pictures in files go as their
-paths, so that all machines need them under the same path. The process that asks gets the features and writes them.
+paths, so that all machines need them under the same path. The process that asks gets the features and writes them; of
+a training, the first process writes, into a folder that all machines see.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,16 @@ from numpy.typing import NDArray
 
 from ..base.errors import InputError
 from ..base.threads import cores
-from ..data import Images, PictureFiles
+from ..data import Images, NoisyDataset, PictureFiles
 from ..data.pictures import some
 from .checkpoint import Encoder
+from .train import Progress, Recipe, train_encoder
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Settings of Ray, for want of other ones: nothing is sent anywhere, and what goes wrong comes as an error, once."""
 
 TRIES = 5
-"""How often a block is begun at most: one that ends every process that takes it would go on for ever."""
+"""How often a block or a training is begun at most: what ends every process that takes it would go on for ever."""
 
 LOOKED = 16
 """Of pictures in files, a process looks for so many before it believes that they are there."""
@@ -141,13 +144,8 @@ def embed_blocks(
     encoder.embed(some(images, np.arange(1)), layer=layer)  # what cannot work fails before anything is started
     # Ray says on standard output, which is for results, that a process was lost
     with redirect_stdout(sys.stderr), connected(address, workers) as ray:
-        gpu, there = device.partition(":")[0] == "cuda", ray.cluster_resources()
-        gpus = int(there.get("GPU", 0))
-        if gpu and not gpus:
-            raise InputError(f"device {device!r} is not available: Ray knows of no GPU")
-        gpu |= device == "auto" and gpus > 0
-        most = gpus if gpu else int(there.get("CPU", 1))
-        options = {"layer": layer, "device": "cuda" if gpu else "cpu" if device == "auto" else device}
+        device, most = _means(ray, device)
+        options = {"layer": layer, "device": device}
         shared, tally = [ray.put(encoder), ray.put(images)], ray.remote(num_cpus=0, max_restarts=-1)(Tally).remote()
         rows = [{"block": block, "rows": [part.start, part.stop]} for block, part in blocks.items()]
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -160,18 +158,122 @@ def embed_blocks(
             compute=ray.data.ActorPoolStrategy(size=min(workers or most, most, len(rows))),
             fn_constructor_args=(shared, tally, options),
             num_cpus=1,
-            num_gpus=1 if gpu else None,
+            num_gpus=1 if device == "cuda" else None,
         )
-        try:
+        with _explained(ray):
             for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
                 yield int(batch["block"][0]), batch["features"][0], np.flatnonzero(batch["undecoded"][0])
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, InputError):
-                raise InputError(str(error.cause).splitlines()[0]) from None  # Ray adds lines of its own
-            raise
-        except ray.exceptions.RayError as error:
-            why = str(error).strip().splitlines()[-1]
-            raise ConnectionError(f"Ray gave up: {why} The same command goes on from what is done.") from error
+
+
+class Trainer:
+    """One of the processes that train an encoder together; it finds the others as those of ``torchrun`` do."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        # each counts as a machine of its own, with the core and the GPU that Ray gave it
+        alone = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "CHAFFINCH_THREADS": "1", "TORCHELASTIC_RUN_ID": "ray"}
+        os.environ |= {"RANK": str(rank), "GROUP_RANK": str(rank), "WORLD_SIZE": str(world), **alone}
+
+    def meeting(self) -> tuple[str, int]:
+        """Address and a free port of this machine."""
+        import ray
+
+        with socket.create_server(("", 0)) as server:
+            address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            return address, server.getsockname()[1]
+
+    def train(
+        self, meeting: tuple[str, int], dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
+    ) -> Iterator[Progress]:
+        """Take part; see `train_encoder`."""
+        if dataset.observed.images is not None:
+            check_files(dataset.observed.images)
+        os.environ |= {"MASTER_ADDR": meeting[0], "MASTER_PORT": str(meeting[1])}
+        yield from train_encoder(dataset, recipe, folder, name)
+
+    def follow(self, *what: Any) -> None:
+        """Take part, and tell nobody of progress, which is the same everywhere."""
+        for _ in self.train(*what):
+            pass
+
+
+def train_in_processes(
+    dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str, *, workers: int = 0, address: str = ""
+) -> Generator[Progress, None, None]:
+    """`train_encoder` in several processes, each of which takes its share of every batch.
+
+    If one is lost, all of them begin again at the last whole epoch.
+
+    Args:
+        dataset, recipe, folder, name: see `train_encoder`; all machines must see the folder.
+        workers, address: see `embed_blocks`.
+
+    Raises:
+        InputError: as of `train_encoder` and `embed_blocks`, or the folder is not the same on all machines.
+        ConnectionError: Ray could not finish the work.
+    """
+    folder = folder.resolve()
+    with redirect_stdout(sys.stderr), connected(address, workers) as ray:
+        device, most = _means(ray, recipe.device)
+        what = (ray.put(dataset), replace(recipe, device=device), folder, name)
+        for left in reversed(range(TRIES)):
+            try:
+                yield from _together(ray, min(workers or most, most), int(device == "cuda"), what)
+                break
+            except ConnectionError:
+                if not left:
+                    raise
+    if not (folder / f"{name}.safetensors").exists():
+        raise InputError(f"{folder} is not the same on all machines: the first process wrote elsewhere what it trained")
+
+
+def _together(ray: Any, world: int, gpus: int, what: tuple[Any, ...]) -> Iterator[Progress]:
+    """Train with processes that end together; see `train_in_processes`."""
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(Trainer)
+    team = [remote.remote(rank, world) for rank in range(world)]
+    try:
+        meeting = team[0].meeting.remote()
+        first = team[0].train.options(num_returns="streaming").remote(meeting, *what)
+        pending = [first, *(other.follow.remote(meeting, *what) for other in team[1:])]
+        with _explained(ray):
+            while pending:
+                (ready,), pending = ray.wait(pending, num_returns=1)
+                if ready is not first:
+                    ray.get(ready)  # raises what went wrong there
+                elif (told := next(first, None)) is not None:
+                    pending.append(first)
+                    yield ray.get(told)
+    finally:
+        for one in team:
+            ray.kill(one)
+
+
+def _means(ray: Any, device: str) -> tuple[str, int]:
+    """The device of every process, and how many of them there can be.
+
+    Raises:
+        InputError: Ray knows of no such device.
+    """
+    there = ray.cluster_resources()
+    gpus, wanted = int(there.get("GPU", 0)), device.partition(":")[0]
+    if wanted == "cuda" and not gpus:
+        raise InputError(f"device {device!r} is not available: Ray knows of no GPU")
+    if wanted == "cuda" or (wanted == "auto" and gpus):
+        return "cuda", gpus
+    return "cpu" if wanted == "auto" else device, int(there.get("CPU", 1))
+
+
+@contextmanager
+def _explained(ray: Any) -> Iterator[None]:
+    """Errors of Ray as ours: what a process said of its input, or that one was lost."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, InputError):
+            raise InputError(str(cause).splitlines()[0]) from None  # Ray adds lines of its own
+        lost = isinstance(error, ray.exceptions.RayActorError)
+        why = "processes were lost again and again" if lost else str(error).strip().splitlines()[-1]
+        raise ConnectionError(f"Ray gave up ({why}); the same command goes on from what is done") from error
 
 
 @contextmanager
