@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,10 @@ from ..base.errors import InputError
 from ..base.threads import cores
 from ..data import Images, NoisyDataset, PictureFiles
 from ..data.pictures import some
-from .checkpoint import Encoder
-from .train import Progress, Recipe, train_encoder
+
+if TYPE_CHECKING:  # not now: not every process needs torch
+    from .checkpoint import Encoder
+    from .train import Progress, Recipe
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Settings of Ray, for want of other ones: nothing is sent anywhere, and what goes wrong comes as an error, once."""
@@ -185,6 +187,8 @@ class Trainer:
         self, meeting: tuple[str, int], dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
     ) -> Iterator[Progress]:
         """Take part; see `train_encoder`."""
+        from .train import train_encoder
+
         if dataset.observed.images is not None:
             check_files(dataset.observed.images)
         os.environ |= {"MASTER_ADDR": meeting[0], "MASTER_PORT": str(meeting[1])}
@@ -302,7 +306,8 @@ def connected(address: str = "", workers: int = 0) -> Iterator[Any]:
         with _hushed(), _sigterm_as_it_is():
             ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"--address {address or 'local'}: {error}") from error
+        hint = "; on all machines RAY_AUTH_MODE and the token must be the same" if ":" in address else ""
+        raise InputError(f"--address {address or 'local'}: {error}{hint}") from error
     try:
         yield ray
     finally:
