@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,14 +54,24 @@ def deadly(path: Path, mark: Path) -> Encoder:
     return Deadly(plain.network, plain.card)
 
 
-def gone(pids, seconds=20):
-    """Have all these processes ended?"""
+def children():
+    """Processes below this one, with what they are called now."""
+    return {child: child.name() for child in psutil.Process().children(recursive=True) if runs(child)}
+
+
+def gone(processes, seconds=60):
+    """Those of the processes (with names) that have not ended after a while: Ray's helpers look only now and then."""
     until = time.monotonic() + seconds
-    while left := [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]:
-        if time.monotonic() > until:
-            return f"left: {left}"
+    while (left := [f"{p.pid} {name}" for p, name in processes.items() if runs(p)]) and time.monotonic() < until:
         time.sleep(0.1)
-    return True
+    return left
+
+
+def runs(process):
+    """Is it at work, and not only waiting for somebody to ask how it ended?"""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.fixture
@@ -110,9 +120,9 @@ class TestProcesses:
         pytest.importorskip("ray", reason="Ray is not installed: pip install 'chaffinch[ray]'")
         with ray_engine.connected(workers=2) as ray:
             yield ray
-            processes = [child.pid for child in psutil.Process().children(recursive=True)]
+            processes = children()
         assert len(processes) > 2
-        assert gone(processes) is True
+        assert gone(processes) == []
 
     def test_embedding(self, many, interrupted, workspace, tmp_path, monkeypatch, capfd):
         (out, begun), mark = interrupted, tmp_path / "killed"
@@ -123,9 +133,7 @@ class TestProcesses:
         assert main([*command, "--out", str(out), "--block", str(BLOCK)]) == 0
         told = json.loads(capfd.readouterr().out)
         assert (told["n"], told["shards"]) == (N, str(out))
-        killed = int(mark.read_text())
-        assert killed != os.getpid()
-        assert gone([killed]) is True
+        assert int(mark.read_text()) != os.getpid(), "a process of its own was killed"
 
         done = written(out)
         assert sorted(done) == [f"shard-{block:06d}.parquet" for block in range(BLOCKS)], "and nothing half-written"
@@ -146,15 +154,14 @@ class TestProcesses:
         recipe = Recipe(epochs=15, batch=32, architecture="preact-resnet-8-16-32", device="cpu")
         for _ in train_encoder(data, recipe, tmp_path, "one"):
             pass
-        epochs, processes = [], set()
+        epochs, processes = [], {}
         for p in ray_engine.train_in_processes(data, recipe, tmp_path, "two", workers=2):
             if p.snapshot:
                 epochs.append(p.epoch)
-                children = psutil.Process().children(recursive=True)
-                processes |= {child.pid for child in children if child.name().startswith("ray::Trainer")}
+                processes |= {child: name for child, name in children().items() if name.startswith("ray::Trainer")}
         assert epochs == list(range(15))
         assert len(processes) == 2
-        assert gone(processes) is True, "they end with the training"
+        assert gone(processes) == [], "they end with the training"
         one, two = (json.loads((tmp_path / f"{name}.json").read_text())["history"] for name in ("one", "two"))
         assert len(two) == 15
         fell = one[0] - np.mean(one[-3:])
@@ -167,6 +174,28 @@ class TestProcesses:
         work = ray_engine.embed_blocks(load_encoder(save_encoder()), pictures.observed.images, {}, device="cuda")
         with pytest.raises(InputError, match="device 'cuda' is not available: Ray knows of no GPU"):
             next(work)
+
+
+def test_shards_in_the_workspace(pictures, save_encoder, workspace, monkeypatch):
+    """Where no folder is named, they are results among others; the app has the features at once."""
+    save_encoder()
+    X = np.random.default_rng(0).normal(size=(60, 32)).astype(np.float32)
+
+    def engine(encoder, images, blocks, **options):
+        for block, rows in blocks.items():
+            yield block, X[rows], np.empty(0, np.int64)
+
+    monkeypatch.setattr(ray_engine, "embed_blocks", engine)
+    study, told = Study(pictures, "tiny", workspace=workspace), []
+    folder = study.spread(block=40, report=lambda *what: told.append(what))
+    assert folder == workspace.root / "shards" / study.key
+    assert told == [("embedding", 0.5), ("embedding", 1.0)]
+    np.testing.assert_array_equal(Study(pictures, "tiny", workspace=workspace).embed(), X)
+    monkeypatch.setattr(ray_engine, "embed_blocks", None)  # nothing is left to do
+    assert study.spread(block=40) == folder
+    assert workspace.sizes()["results"] > sum(path.stat().st_size for path in folder.iterdir())
+    workspace.clear("results")
+    assert not folder.exists()
 
 
 def test_training_begins_again(pictures, tmp_path, monkeypatch):
@@ -192,6 +221,9 @@ def test_training_begins_again(pictures, tmp_path, monkeypatch):
     work = ray_engine.train_in_processes(pictures, Recipe(), tmp_path, "two")
     assert list(work) == ["progress 4"]
     assert begun == [*3 * [(2, 0, "cpu", (tmp_path, "two"))], (4, 0, "cpu", (tmp_path, "two"))]
+    begun, lost = [], 1
+    list(ray_engine.train_in_processes(pictures, Recipe(batch=5), tmp_path, "two"))
+    assert begun[0][0] == 2, "each needs two pictures of a batch"
     begun, lost = [], 100
     with pytest.raises(ConnectionError, match="lost"):
         list(ray_engine.train_in_processes(pictures, Recipe(), tmp_path, "two"))

@@ -1,8 +1,9 @@
 """Embedding and training in many processes, on one machine or several, by Ray. Nothing else imports ray, and lazily.
 
-Encoder and pictures go once into Ray's object store, from which every process takes them; pictures in files go as their
-paths, so that all machines need them under the same path. The process that asks gets the features and writes them; of
-a training, the first process writes, into a folder that all machines see.
+Encoder and pictures go once into Ray's object store, from which every process takes them; pictures in files of their
+own go as paths, so that all machines need them under the same path (those in a Parquet or Arrow table go as they are).
+The process that asks gets the features and writes them; of a training, the first process writes, into a folder that all
+machines see.
 """
 
 from __future__ import annotations
@@ -218,10 +219,11 @@ def train_in_processes(
     folder = folder.resolve()
     with redirect_stdout(sys.stderr), connected(address, workers) as ray:
         device, most = _means(ray, recipe.device)
+        world = min(workers or most, most, max(1, min(recipe.batch, len(dataset)) // 2))  # two pictures for each
         what = (ray.put(dataset), replace(recipe, device=device), folder, name)
         for left in reversed(range(TRIES)):
             try:
-                yield from _together(ray, min(workers or most, most), int(device == "cuda"), what)
+                yield from _together(ray, world, int(device == "cuda"), what)
                 break
             except ConnectionError:
                 if not left:
