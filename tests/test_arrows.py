@@ -52,6 +52,8 @@ def faults(source: str, place: Path) -> list[str]:
             wrong.append(f"{place} imports streamlit")
         if first == "faiss" and place != Path("base/neighbors.py"):
             wrong.append(f"{place} imports faiss")
+        if first == "ray" and (at_top or place != Path("encoders/ray_engine.py")):
+            wrong.append(f"{place} imports ray")
         if first == "torch" and at_top and room not in {"losses", "encoders", "trainers"}:
             wrong.append(f"{place} imports torch at its top")
         if first in {"numpy", "torch", "sklearn"} and room == "pages":
@@ -79,6 +81,9 @@ def test_arrows(place):
         ("cli.py", "from .ui import shell", 1),
         ("figures/a.py", "import streamlit as st", 1),
         ("base/a.py", "import faiss", 1),
+        ("encoders/a.py", "def f():\n    import ray.data", 1),
+        ("encoders/ray_engine.py", "import ray", 1),
+        ("encoders/ray_engine.py", "def f():\n    import ray", 0),
         ("detectors/a.py", "import torch", 1),
         ("detectors/a.py", "if True:\n    from torch.nn import functional as F", 1),
         ("pages/a.py", "import numpy as np\nfrom sklearn.svm import SVC", 2),

@@ -508,6 +508,13 @@ class TestEmbed:
         assert f"features and pca map are in {home} (trustworthiness 0." in out
         assert [p.name.partition("-")[0] for p in sorted((home / "results").iterdir())] == ["map", "verdict"]
 
+    def test_json(self, document, arrays_file, home):
+        found = document("embed", f"arrays:{arrays_file()}", "--map", "pca")
+        about = {"dataset": f"arrays:{arrays_file()}", "n": 180, "encoder": "features", "map": "pca"}
+        assert {key: found.pop(key) for key in about} == about
+        assert (found.pop("workspace"), found.pop("shards")) == (str(home), None)
+        assert set(found) == {"trustworthiness", "continuity", "preservation"}
+
     def test_the_verdict_is_there_afterwards(self, run, arrays_file, blobs, workspace):
         from chaffinch.study import Study
 

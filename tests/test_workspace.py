@@ -263,7 +263,7 @@ def full(workspace):
 
 def test_sizes(workspace, full):
     assert full.sizes() == {
-        "results": 3, "encoders": 4, "trainings": 24, "archives": 32, "notes": 64, "decisions": 896,
+        "results": 7, "encoders": 8, "trainings": 48, "archives": 64, "notes": 128, "decisions": 1792,
     }  # fmt: skip
     assert sum(Workspace(workspace.root / "nowhere").sizes().values()) == 0
 

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 
 DATASET_HELP = """fashion-web, a draw such as fashion-web:noise=0.6,ood=0.5,flips=asymmetric,seed=3,n=6000 (noise: share
 of noisy pictures; ood: share of those that is foreign; flips: symmetric, asymmetric or instance); or folder:PATH with a
-sub-folder of pictures for each class (below train and test, where both are there); or table:PATH.csv or .parquet with
-columns label and one or more of image (path relative to the table, or bytes), embedding and pred_probs (lists);
-optional id, split, true_label, kind, x, y; or arrays:PATH.npz with labels (N,) and one or more of images (N,H,W[,3])
-uint8, features (N,D), pred_probs (N,C); optional classes, ids, true_labels (-1 = foreign), kind, xy (N,2), trusted (N,)
-bool; or hf:PATH, a folder written by save_to_disk of Hugging Face datasets"""
+sub-folder of pictures for each class (below train and test, where both are there); or table:PATH.csv or .parquet (or a
+folder of .parquet) with columns label and one or more of image (path relative to the table, or bytes), embedding and
+pred_probs (lists); optional id, split, true_label, kind, x, y; or arrays:PATH.npz with labels (N,) and one or more of
+images (N,H,W[,3]) uint8, features (N,D), pred_probs (N,C); optional classes, ids, true_labels (-1 = foreign), kind, xy
+(N,2), trusted (N,) bool; or hf:PATH, a folder written by save_to_disk of Hugging Face datasets"""
 
 
 def _warn(lines: Iterable[str]) -> None:
@@ -212,9 +213,16 @@ def _embed(args: argparse.Namespace) -> int:
 
     meter = Meter(args.quiet)
     workspace = Workspace(args.workspace)
+    _for_ray(args, "workers", "address", "out", "block")
     study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed)
     report = _reporter(workspace, args.job, meter)
     _warn(study.dataset.warnings)
+    shards = None
+    if args.engine == "ray":
+        shards = study.spread(
+            Path(args.out) if args.out else None, workers=args.workers or 0, address=args.address or "",
+            block=args.block or 0, device=args.device, report=report,
+        )  # fmt: skip
     study.embed(report, device=args.device)
     _warn(study.dataset.undecoded)
     report("neighbours", 0.0)
@@ -231,11 +239,29 @@ def _embed(args: argparse.Namespace) -> int:
             workspace.store("map", study.map_key(args.map), stored, folder=Path(args.ship))
         if judged := workspace.find("verdict", study.verdict_key()):
             workspace.store("verdict", study.verdict_key(), judged, folder=Path(args.ship))
-    trust = ", ".join(f"{name} {value:.3f}" for name, value in study.map_trust(args.map).items())
+    figures = study.map_trust(args.map)
+    if args.json:
+        found = {"dataset": study.dataset.name, "n": len(study), "encoder": study.encoder, "map": args.map, **figures}
+        places = {"workspace": str(workspace.root), "shards": str(shards) if shards else None}
+        print(json.dumps(found | places, indent=2))
+        return 0
+    trust = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
     print(
         f"{study.dataset.name}: features and {args.map} map are in {workspace.root}" + (f" ({trust})" if trust else "")
     )
+    if shards:
+        print(f"shards: {shards} (table:{shards} opens them)")
     return 0
+
+
+def _for_ray(args: argparse.Namespace, *names: str) -> None:
+    """Refuse options of Ray without it, and numbers below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and args.engine != "ray":
+            raise InputError(f"--{name} is for --engine ray")
+        if isinstance(value, int) and value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}")
 
 
 def _reporter(workspace: Workspace, job: str | None, meter: Meter) -> Any:
@@ -258,13 +284,18 @@ def _train_encoder(args: argparse.Namespace) -> int:
     from .base.methods import find_method, method_options
     from .data import open_dataset
     from .encoders.augment import Augment
+    from .encoders.ray_engine import train_in_processes
     from .encoders.steps import lacking
-    from .encoders.train import Recipe
+    from .encoders.train import Recipe, train_encoder
     from .spec import check_seed
     from .study import encoder_cards
     from .workspace import Workspace
 
     check_seed(args.seed)
+    _for_ray(args, "workers", "address")
+    work: Any = train_encoder
+    if args.engine == "ray":
+        work = partial(train_in_processes, workers=args.workers or 0, address=args.address or "")
     parameters = ({"temperature": args.temperature} if args.temperature is not None else {}) | _settings(args.set)
     dataset = open_dataset(args.dataset)
     _warn(dataset.warnings)
@@ -292,7 +323,8 @@ def _train_encoder(args: argparse.Namespace) -> int:
             augment=Augment(flip=0.0 if args.no_flip else 0.5), half=args.half,
         )  # fmt: skip
         try:
-            _train_one(dataset, recipe, path, Meter(args.quiet), workspace, args.job)
+            with closing(work(dataset, recipe, path.parent, path.stem)) as training:
+                _train_one(training, recipe, path, Meter(args.quiet), workspace, args.job)
         except KeyboardInterrupt:
             print(f"\nstopped; the same command goes on from the last whole epoch in {folder}", file=sys.stderr)
             return 1
@@ -490,15 +522,14 @@ def _experiment(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: Any, job: str | None) -> None:
+def _train_one(training: Any, recipe: Any, path: Path, meter: Meter, workspace: Any, job: str | None) -> None:
     """Train one encoder; tell the meter, and where the app has started it, the job's note, how far it is."""
-    from .encoders.train import train_encoder
     from .workspace import LIVE
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a stopped job leaves no temporary files behind
     noted = (workspace.noted(job) if job else None) or {}
     told, live = 0.0, {key: noted[key] for key in LIVE if key in noted}
-    for p in train_encoder(dataset, recipe, path.parent, path.stem):
+    for p in training:
         what = f"{recipe.loss}: epoch {p.epoch + 1} of {p.epochs}"
         meter(what, p.share, left=p.seconds_left, detail=f", loss {p.loss:.4f}")
         if p.snapshot:
@@ -721,13 +752,26 @@ def _parser() -> argparse.ArgumentParser:
     methods.add_argument("--json", action="store_true", help="one JSON document on standard output")
     methods.set_defaults(run=_methods)
 
-    embed = commands.add_parser("embed", parents=[data, encoded, *shared], help="compute features and the map")
+    engines = argparse.ArgumentParser(add_help=False)
+    engines.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="what does the work: this process, or Ray, in many processes here or on other machines",
+    )  # fmt: skip
+    engines.add_argument("--workers", type=int, metavar="N", help="of Ray, at most (default: one for each GPU or core)")
+    engines.add_argument(
+        "--address", metavar="HOST:PORT", help="of a Ray cluster, or auto (default: Ray on this machine only)"
+    )
+
+    embed = commands.add_parser("embed", parents=[data, encoded, engines, *shared], help="compute features and the map")
     embed.add_argument("--map", choices=("umap", "pca"), default="umap")
     embed.add_argument("--ship", metavar="DIR", help="also write them, compressed, into this folder")
+    embed.add_argument("--out", metavar="FOLDER", help="of the Parquet shards that Ray's work becomes (resumable)")
+    embed.add_argument("--block", type=int, metavar="N", help="pictures in a shard (default 1,024)")
+    embed.add_argument("--json", action="store_true", help="one JSON document on standard output")
     embed.add_argument("--job", help=argparse.SUPPRESS)
     embed.set_defaults(run=_embed)
 
-    train = commands.add_parser("train-encoder", parents=[data, *shared], help="train a contrastive encoder")
+    train = commands.add_parser("train-encoder", parents=[data, engines, *shared], help="train a contrastive encoder")
     train.add_argument("--loss", default="simclr", help="which, or 'all' that apply, one after the other")
     train.add_argument("--epochs", type=int, default=40)
     train.add_argument("--batch", type=int, default=512)

@@ -269,13 +269,67 @@ class Study:
         finite_rows(found["features"], "features")
         return found["features"]
 
+    def spread(
+        self,
+        folder: Path | None = None,
+        *,
+        workers: int = 0,
+        address: str = "",
+        block: int = 0,
+        device: str = "auto",
+        report: Report | None = None,
+    ) -> Path:
+        """Let Ray compute the features, in processes here or on other machines; then `embed` has them at once.
+
+        Each block of pictures becomes a shard in a folder as soon as it is done, and is not computed again when the
+        work was interrupted.
+
+        Args:
+            folder: of the shards (see `Shards`); default: in the workspace.
+            workers, address, device: see `embed_blocks`.
+            block: pictures in a shard; 0: `shards.BLOCK`.
+            report: progress.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: there are no pictures to embed, the folder holds something else, or see `embed_blocks`.
+        """
+        from .encoders.checkpoint import load_encoder
+        from .encoders.ray_engine import embed_blocks
+        from .encoders.shards import BLOCK, Shards
+
+        images = self.observed.images
+        if self.encoder == OWN_FEATURES or images is None:
+            raise InputError(f"{self.dataset.name} has features of its own, or no pictures: there is nothing to embed")
+        shards = Shards(folder or self.workspace.root / "shards" / self.key, self.observed, self.key, block or BLOCK)
+        encoder = load_encoder(self._encoder()[0])
+        shards.begin({"dataset": self.dataset.name, "dataset_digest": self.dataset.digest, "encoder": self.encoder})
+        todo = shards.missing()
+        if todo:
+            blocks = {block: shards.rows(block) for block in todo}
+            work = embed_blocks(
+                encoder, images, blocks, layer=self._layer(), device=device, workers=workers, address=address
+            )
+            with contextlib.closing(work):
+                for done, (block, features, undecoded) in enumerate(work, len(shards) - len(todo) + 1):
+                    shards.write(block, features, undecoded)
+                    if report:
+                        report("embedding", done / len(shards))
+        self.workspace.remember("features", self.key, shards.read)
+        return shards.folder
+
+    def _layer(self) -> str:
+        return self.encoder.partition(":")[2] or "final"
+
     def _embed(self, images: Images, report: Report | None = None, *, device: str = "auto", layer: str = "") -> Arrays:
         from .encoders.checkpoint import load_encoder
         from .encoders.device import pick_device
 
         encoder = load_encoder(self._encoder()[0])
         tell = (lambda share: report("embedding", share)) if report else None
-        layer = layer or self.encoder.partition(":")[2] or "final"
+        layer = layer or self._layer()
         found: Arrays = {"features": encoder.embed(images, layer=layer, device=pick_device(device), progress=tell)}
         if isinstance(images, PictureFiles) and (undecoded := images.undecoded):
             found["undecoded"] = np.array(sorted(undecoded))

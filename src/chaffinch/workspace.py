@@ -24,7 +24,7 @@ LIVE = ("history", "parts", "speed")
 """What the note of a training says of its course; it stays there when the training is stopped or goes on."""
 
 PARTS = {
-    "results": ("results", "thumbnails"),
+    "results": ("results", "thumbnails", "shards"),
     "encoders": ("encoders",),
     "trainings": ("runs", "experiments"),
     "archives": ("archives",),

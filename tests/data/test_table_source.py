@@ -17,7 +17,7 @@ from PIL import Image
 from chaffinch.base.errors import InputError
 from chaffinch.cli import main
 from chaffinch.data import CLEAN, MISLABELLED, OOD, open_dataset
-from chaffinch.data.sources import fingerprint
+from chaffinch.data.sources import fingerprint, recognise
 from chaffinch.exports import to_csv
 
 
@@ -301,12 +301,66 @@ def test_missing_file(tmp_path, name):
         open_dataset(f"table:{tmp_path / name}")
 
 
+class TestFolder:
+    """Parquet files in a folder are one table."""
+
+    @pytest.fixture
+    def parts(self, tmp_path):
+        """A folder of two files, one picture beside them, and what is to be passed over."""
+        folder = tmp_path / "parts"
+        folder.mkdir()
+        (folder / "a.png").write_bytes(png(7))
+        rows = {"id": list("rstuv"), "label": ["a", "b", "a", "b", "b"], "embedding": [[float(i)] for i in range(5)]}
+        table = pa.table(rows)
+        pq.write_table(table.slice(3), folder / "2.parquet")
+        pq.write_table(table.slice(0, 3), folder / "1.parquet")
+        pq.write_table(table, folder / ".3.parquet")
+        pq.write_table(table, tmp_path / "outside.parquet")
+        (folder / "4.parquet").symlink_to(tmp_path / "outside.parquet")
+        return folder
+
+    def test_one_below_the_other(self, parts):
+        o = open_dataset(f"table:{parts}").observed
+        assert o.ids.tolist() == list("rstuv")
+        assert [o.classes[label] for label in o.labels] == ["a", "b", "a", "b", "b"]
+        assert o.features.tolist() == [[0.0], [1.0], [2.0], [3.0], [4.0]]
+
+    def test_a_picture_is_looked_for_in_the_folder(self, parts):
+        pq.write_table(pa.table({"id": ["r"], "label": ["a"], "image": ["a.png"]}), parts / "1.parquet")
+        (parts / "2.parquet").unlink()
+        assert open_dataset(f"table:{parts}").observed.images[0][0, 0] == 7
+
+    def test_other_columns(self, parts):
+        pq.write_table(pa.table({"id": ["r"], "label": ["a"]}), parts / "2.parquet")
+        with pytest.raises(InputError, match="parts: its files have not the same columns"):
+            open_dataset(f"table:{parts}")
+
+    def test_a_damaged_file_is_named(self, parts):
+        path = parts / "2.parquet"
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(InputError, match=r"parts: 2\.parquet cannot be read as Parquet"):
+            open_dataset(f"table:{parts}")
+
+    def test_names(self, parts):
+        assert recognise(str(parts)) == f"table:{parts}"
+        (parts / "cat").mkdir()
+        assert recognise(str(parts)) == f"folder:{parts}", "a table of pictures beside class folders"
+
+    def test_the_fingerprint_follows_each_file(self, parts):
+        name, before = f"table:{parts}", fingerprint(f"table:{parts}")
+        assert fingerprint(name) == before
+        os.utime(parts / "1.parquet", ns=(1, 1))
+        assert fingerprint(name) != before
+
+
 def test_not_a_table(tmp_path):
     (tmp_path / "d.csv").mkdir()
     with pytest.raises(InputError, match=r"d\.csv is no file"):
         open_dataset(f"table:{tmp_path / 'd.csv'}")
     with pytest.raises(InputError, match=r"a table must end in \.csv or \.parquet"):
         open_dataset(f"table:{tmp_path / 'd.txt'}")
+    with pytest.raises(InputError, match="or be a folder of Parquet files"):
+        open_dataset(f"table:{tmp_path}")
 
 
 def test_the_digest_follows_the_pictures_and_the_fingerprint_the_table(table, tmp_path):

@@ -17,8 +17,8 @@ def open_dataset(name: str) -> NoisyDataset:
 
     Args:
         name: ``fashion-web`` or ``fashion-web:noise=0.6,ood=0.5,flips=asymmetric,seed=3``; ``folder:PATH`` of class
-            folders; ``table:PATH.csv`` or ``.parquet``; ``arrays:PATH.npz``; or ``hf:PATH`` of a folder written by
-            ``save_to_disk``. The function that opens each kind (see `PATHS`) says what it takes.
+            folders; ``table:PATH.csv`` or ``.parquet`` (or a folder of them); ``arrays:PATH.npz``; or ``hf:PATH``
+            of a folder written by ``save_to_disk``. The function that opens each kind (see `PATHS`) says what it takes.
 
     Raises:
         InputError: the name is unknown, or what it names cannot be used.
@@ -59,7 +59,8 @@ def recognise(path: str) -> str:
     if path.partition(":")[0] in (*PATHS, "fashion-web") or "\0" in path or not path:
         return path
     if place.is_dir():
-        return f"{'hf' if huggingface.is_saved(place) else 'folder'}:{path}"
+        flat = bool(tables.shards(place)) and not any(child.is_dir() for child in place.iterdir())
+        return f"{'hf' if huggingface.is_saved(place) else 'table' if flat else 'folder'}:{path}"
     suffix = place.suffix.lower()
     return f"table:{path}" if suffix in tables.SUFFIXES else f"arrays:{path}" if suffix == ".npz" else path
 
@@ -84,6 +85,8 @@ def fingerprint(name: str) -> str:
     if source == "hf":
         return f"{name}@{huggingface.fingerprint(path)}"
     try:
+        if source == "table":
+            return f"{name}@{tables.fingerprint(path)}"
         state = path.stat()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error

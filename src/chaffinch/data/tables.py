@@ -1,4 +1,4 @@
-"""`table:` one row a sample, in CSV or Parquet; pictures are named in it, or lie in it as bytes."""
+"""`table:` one row a sample, in CSV, Parquet or a folder of Parquet files; pictures are named in it, or are in it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.errors import InputError
+from ..base.files import digest
 from ..base.text import shown, unescape
 from .assemble import assemble
 from .dataset import NoisyDataset
@@ -54,23 +55,44 @@ def load(name: str, path: Path) -> NoisyDataset:
     A picture is named by its path relative to the table, and has to lie in the table's folder; in Parquet it may be
     the bytes of the file. Labels are names, whatever type they have; the columns of ``pred_probs`` are in the order of
     the names (of their numbers, where all are numbers). A ``true_label`` that is no class means out-of-distribution.
-    Rows without a label, or whose picture cannot be used, are left out with a warning.
+    Rows without a label, or whose picture cannot be used, are left out with a warning. The Parquet files in a folder
+    are one table, in the order of their names.
 
     Raises:
         InputError: the file cannot be read, or nothing in it can be used; the message names file, column and row.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: a table must end in {' or '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise InputError(f"{path} is no file" if path.exists() else f"{path} does not exist")
+    parts = shards(path)
+    if not parts:
+        if path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{path}: a table must end in {' or '.join(SUFFIXES)}, or be a folder of Parquet files")
+        if not path.is_file():
+            raise InputError(f"{path} is no file" if path.exists() else f"{path} does not exist")
     warnings = list[str]()
     try:
-        columns = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+        columns = _read_parquet(parts) if parts else _read_csv(path)
         if unused := [column for column in columns if column not in COLUMNS]:
             warnings.append(f"columns that are not used: {shown(', '.join(unused))}")
-        return from_columns(name, columns, path.parent, path.stat(), warnings=warnings)
+        state = max((part.stat() for part in parts), key=lambda state: state.st_mtime_ns) if parts else path.stat()
+        return from_columns(name, columns, path if path.is_dir() else path.parent, state, warnings=warnings)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def shards(path: Path) -> list[Path]:
+    """The Parquet files of a table: the file itself, or those in a folder, by name; none of anything else.
+
+    In a folder, what is hidden or a link that leaves it is passed over.
+    """
+    if path.is_dir():
+        home = os.path.realpath(path)
+        return sorted(part for part in path.glob("[!.]*.parquet") if within(os.path.realpath(part), home))
+    return [path] if path.suffix.lower() == ".parquet" and path.is_file() else []
+
+
+def fingerprint(path: Path) -> str:
+    """A text that changes when a file of the table does."""
+    states = [(part.name, part.stat()) for part in shards(path) or [path]]
+    return digest([(name, state.st_size, state.st_mtime_ns) for name, state in states])
 
 
 def from_columns(
@@ -156,23 +178,32 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
     return {name: [row[i] for row in rows] for i, name in enumerate(header) if name}
 
 
-def _read_parquet(path: Path) -> dict[str, Any]:
-    """Columns of a Parquet file; what is not used stays unread, and stands there empty."""
+def _read_parquet(parts: Sequence[Path]) -> dict[str, Any]:
+    """Columns of Parquet files, one below the other; what is not used stays unread, and stands there empty."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    tables, names = [], list[str]()
+    for part in parts:
+        which = f"{part.name} " if len(parts) > 1 else ""
+        try:
+            with part.open("rb") as stream:
+                table = pq.ParquetFile(stream)
+                names = table.schema_arrow.names
+                if twice := next((name for name in COLUMNS if names.count(name) > 1), None):
+                    raise InputError(f"{which}column {twice!r} occurs more than once")
+                read = table.read(columns=[name for name in names if name in COLUMNS])
+                read.validate(full=True)
+                tables.append(read)
+        except InputError:
+            raise
+        except Exception as error:  # Arrow raises of every kind where a file is damaged
+            raise InputError(f"{which}cannot be read as Parquet: {error}") from error
     try:
-        with path.open("rb") as stream:
-            table = pq.ParquetFile(stream)
-            names = table.schema_arrow.names
-            if twice := next((name for name in COLUMNS if names.count(name) > 1), None):
-                raise InputError(f"column {twice!r} occurs more than once")
-            read = table.read(columns=[name for name in names if name in COLUMNS])
-            read.validate(full=True)
-            return {name: from_arrow(read[name], name) if name in COLUMNS else [] for name in names}
-    except InputError:
-        raise
-    except Exception as error:  # Arrow raises of every kind where a file is damaged
-        raise InputError(f"cannot be read as Parquet: {error}") from error
+        whole = pa.concat_tables(tables)
+        return {name: from_arrow(whole[name], name) if name in COLUMNS else [] for name in names}
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"its files have not the same columns: {error}") from error
 
 
 def from_arrow(column: Any, name: str) -> Sequence[Any] | NDArray[Any]:
