@@ -4,68 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
+from acts import drag, picture, settle
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)]
 ROOT = Path(__file__).parents[2]
 WAIT = 90_000  # ms; the machine may be busy
-OUTPUT = ROOT / "tests" / "output"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("explore"), free_port()
-    command = [sys.executable, "-m", "chaffinch.cli", "app", "--port", str(port)]
-    with serve(command, port, folder / "log.txt", cwd=folder, CHAFFINCH_HOME=str(folder / "home")) as url:
-        yield url
-    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as chrome:
-        yield chrome
 
 
 @pytest.fixture
-def visit(browser: Any, server: str) -> Iterator[Any]:
+def visit(open_tab: Any, server: str) -> Any:
     """A function that opens an address in a fresh session and waits until every detector that is on has run."""
-    contexts, problems = [], []
 
     def go(path: str = "/", width: int = 1400, height: int = 900, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        context.set_default_timeout(WAIT)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda r: problems.append(f"asked {r.url}") if foreign(r.url, server) else None)
-        page.goto(server + path)
+        page = open_tab(server + path, width, height, scheme)
         page.wait_for_selector(".chf-map[data-paint]")
         page.wait_for_selector(".chf-tile")
         settle(page)
         return page
 
-    yield go
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
-def foreign(url: str, server: str) -> bool:
-    return url.startswith(("http", "ws")) and server.partition("//")[2] not in url
-
-
-def settle(page: Any) -> None:
-    """Wait until the page is not running any more."""
-    page.wait_for_timeout(400)
-    page.wait_for_function("() => document.querySelector('.stApp')?.dataset.testScriptState === 'notRunning'")
+    return go
 
 
 def figures(page: Any) -> dict[str, str]:
@@ -83,13 +44,7 @@ def camera(page: Any) -> list[float]:
 
 def lasso(page: Any, points: list[tuple[float, float]]) -> None:
     page.get_by_label("Select with a lasso").click()
-    box = page.locator(".chf-stage").bounding_box()
-    places = [(box["x"] + fx * box["width"], box["y"] + fy * box["height"]) for fx, fy in points]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=4)
-    page.mouse.up()
+    drag(page, points)
 
 
 def pick(page: Any, key: str, option: str) -> None:
@@ -106,12 +61,6 @@ def switch(page: Any, name: str) -> None:
         rest.locator("summary").click()
     page.get_by_text(name, exact=True).click()
     settle(page)
-
-
-def picture(page: Any, name: str) -> Path:
-    OUTPUT.mkdir(exist_ok=True)
-    page.screenshot(path=OUTPUT / f"{name}.png")
-    return OUTPUT / f"{name}.png"
 
 
 def test_a_deep_link_on_a_fresh_server_opens_the_whole_app(visit: Any, server: str) -> None:
@@ -290,15 +239,11 @@ def test_another_draw_keeps_what_was_chosen(visit: Any) -> None:
     assert page.locator(".chf-legend").inner_text().startswith("Suspicion rank")
 
 
-def test_names_in_a_link_are_never_markup(browser: Any, server: str) -> None:
-    page = browser.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"{server}/?encoder=![x](http://evil.example/p.png)&label=![x](http://evil.example/q.png)")
+def test_names_in_a_link_are_never_markup(open_tab: Any, server: str) -> None:
+    link = "/?encoder=![x](http://evil.example/p.png)&label=![x](http://evil.example/q.png)"
+    page = open_tab(server + link)  # a tab that asks another host fails the test
     page.wait_for_selector("text=there is no encoder called")
     page.wait_for_timeout(500)
-    assert not [url for url in asked if foreign(url, server)]
-    page.close()
 
 
 def test_bad_input_is_a_message(visit: Any, browser: Any, server: str) -> None:

@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pandas as pd
 import pytest
-from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
+from acts import picture, press, sample, settle
 from scenes import planted, put
 
 from chaffinch.data import open_dataset
 from chaffinch.reviews import Reviews
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)]
-ROOT = Path(__file__).parents[2]
 WAIT = 90_000  # ms; the machine may be busy
-OUTPUT = ROOT / "tests" / "output"
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    folder, port = tmp_path_factory.mktemp("review"), free_port()
-    command = [sys.executable, "-m", "chaffinch.cli", "app", "--port", str(port)]
-    with serve(command, port, folder / "log.txt", cwd=folder, CHAFFINCH_HOME=str(folder / "home")) as url:
-        yield url, folder / "home" / "reviews.sqlite"
-    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as chrome:
-        yield chrome
+def served(start_app: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    home = tmp_path_factory.mktemp("review") / "home"
+    return start_app(CHAFFINCH_HOME=str(home)), home / "reviews.sqlite"
 
 
 @pytest.fixture
@@ -49,57 +35,17 @@ def kept(served: tuple[str, Path]) -> Any:
 
 
 @pytest.fixture
-def visit(browser: Any, served: tuple[str, Path], kept: Any) -> Iterator[Any]:
+def visit(open_tab: Any, served: tuple[str, Path], kept: Any) -> Any:
     """A function that opens the page in a fresh session and waits until it has a sample to decide about."""
-    contexts, problems = [], []
 
     def go(path: str = "/review", width: int = 1400, height: int = 900, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        context.set_default_timeout(WAIT)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(served[0] + path)
+        page = open_tab(served[0] + path, width, height, scheme)
         page.wait_for_selector(".st-key-decide")
         page.wait_for_selector(".chf-tile")
         settle(page)
         return page
 
-    yield go
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
-def settle(page: Any) -> None:
-    """Wait until the page has not been running for a while: on a busy machine one run follows another late."""
-    script = """() => {
-        const idle = document.querySelector('.stApp')?.dataset.testScriptState === 'notRunning';
-        window.idleSince = idle ? (window.idleSince ?? performance.now()) : undefined;
-        return idle && performance.now() - window.idleSince > 600;
-    }"""
-    page.evaluate("window.idleSince = undefined")
-    page.wait_for_function(script)
-
-
-def sample(page: Any) -> str:
-    """Id of the sample on the page."""
-    return str(page.locator(".cf-facts b").last.inner_text())
-
-
-def press(page: Any, key: str) -> str:
-    """Press a key, wait for another sample, and give the id of the one before."""
-    before = sample(page)
-    page.keyboard.press(key)
-    script = "old => { const b = [...document.querySelectorAll('.cf-facts b')]; return b.at(-1)?.innerText !== old; }"
-    page.wait_for_function(script, arg=before, timeout=WAIT)
-    settle(page)
-    return before
-
-
-def picture(page: Any, name: str) -> None:
-    OUTPUT.mkdir(exist_ok=True)
-    page.screenshot(path=OUTPUT / f"{name}.png")
+    return go
 
 
 def test_with_the_keyboard_only(visit: Any, kept: Any) -> None:
