@@ -26,6 +26,7 @@ class Plan:
         loss: slug, and its parameters.
         parameters: of the loss, all of them.
         epochs, batch, seed, architecture: of the recipe.
+        side: pixels a side at which larger pictures are seen.
         flip: may pictures be mirrored?
     """
 
@@ -37,13 +38,14 @@ class Plan:
     batch: int = 256
     seed: int = 0
     architecture: str = "preact-resnet-8-16-32"
+    side: int = 64
     flip: bool = True
 
     def command(self) -> tuple[str, ...]:
         """Arguments of ``chaffinch`` that start it, or go on with it."""
         values = {
             "loss": self.loss, "epochs": self.epochs, "batch": self.batch, "seed": self.seed,
-            "architecture": self.architecture, "name": self.name,
+            "architecture": self.architecture, "side": self.side, "name": self.name,
         }  # fmt: skip
         words = ["train-encoder", self.dataset]
         for option, value in values.items():
@@ -62,8 +64,8 @@ class Plan:
                 values["parameters"].update([value.split("=", 1)])
             else:
                 values[option.removeprefix("--")] = value
-        for name in ("epochs", "batch", "seed"):
-            values[name] = int(values[name])
+        for name in ("epochs", "batch", "seed", "side"):
+            values[name] = int(values.get(name, getattr(cls, name)))
         return cls(**values)
 
 

@@ -83,10 +83,10 @@ class Side:
         return found.card if found else None
 
 
-def pick(spec: Spec) -> Spec:
-    """Choose the encoder on the right."""
+def pick(spec: Spec, study: Study) -> Spec:
+    """Choose the encoder on the right of that of a study."""
     names = cached.embedding_names()
-    options = [name for name in names if name != spec.encoder]
+    options = [name for name in names if name != study.encoder]
     if not options:
         st.info(
             "There is only one encoder at hand. Train another one below, with another loss, and both are shown here "
@@ -95,7 +95,7 @@ def pick(spec: Spec) -> Spec:
         )
         return replace(spec, beside="")
     chosen = st.selectbox(
-        f"On the right, beside {spec.encoder}",
+        f"On the right, beside {study.encoder}",
         options,
         key=begin("beside", spec.beside if spec.beside in options else options[0], options),
         format_func=lambda name: f"{name} — {names[name].partition(' (')[0]}",
