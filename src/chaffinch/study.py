@@ -158,7 +158,7 @@ def find_encoder(workspace: Workspace, name: str) -> tuple[Path, dict[str, Any]]
     if name not in cards:
         raise InputError(
             f"there is no encoder called {name!r}; there are {', '.join(cards) or 'none'}. "
-            "'chaffinch train-encoder DATASET' trains one"
+            "'chaffinch train-encoder DATASET' trains one, 'chaffinch add-encoder MODEL' fetches a model of timm"
         )
     if reason := cards[name][1].get("error"):
         raise InputError(reason)

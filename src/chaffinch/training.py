@@ -26,8 +26,8 @@ class Plan:
         loss: slug, and its parameters.
         parameters: of the loss, all of them.
         epochs, batch, seed, architecture: of the recipe.
-        side: pixels a side at which larger pictures are seen.
         flip: may pictures be mirrored?
+        side: pixels a side at which larger pictures are seen.
     """
 
     dataset: str
@@ -38,8 +38,8 @@ class Plan:
     batch: int = 256
     seed: int = 0
     architecture: str = "preact-resnet-8-16-32"
-    side: int = 64
     flip: bool = True
+    side: int = 64
 
     def command(self) -> tuple[str, ...]:
         """Arguments of ``chaffinch`` that start it, or go on with it."""

@@ -198,8 +198,8 @@ def _form(spec: Spec, study: Study) -> None:
         batch = _whole("Batch", "train-batch", min(256, n), 2, n, "Pictures in one step; they are what a contrastive "
                        "loss compares with.")  # fmt: skip
         seed = _whole("Seed", "train-seed", 0, 0, 2**32 - 1, "Of the first weights, the order and the views.")
-        side = Plan.side
-        if (largest := max(study.dataset.observed.images.shape[1:3])) > SMALL_SIDE:
+        side, images = Plan.side, study.observed.images
+        if images is not None and (largest := max(images.shape[1:3])) > SMALL_SIDE:
             side = _whole("Size", "train-side", min(side, largest), 8, largest, "Pixels a side at which it sees the "
                           "pictures: half as many are four times as fast.")  # fmt: skip
         flip = st.checkbox(
