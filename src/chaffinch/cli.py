@@ -515,7 +515,7 @@ def _train_one(dataset: Any, recipe: Any, path: Path, meter: Meter, workspace: A
     noted = (workspace.noted(job) if job else None) or {}
     told, live = 0.0, {key: noted[key] for key in LIVE if key in noted}
     for p in train_encoder(dataset, recipe, path.parent, path.stem):
-        if p.decoded < 1:
+        if p.decoded is not None:
             what = f"{recipe.loss}: reading the pictures"
             meter(what, p.decoded)
             if job:

@@ -24,6 +24,7 @@ from ..base.methods import find_method, method_options
 from ..base.threads import cores
 from ..data import Images
 from ..losses.base import ContrastiveLoss, Sizes
+from .device import side_by_side
 from .efficientnet import EfficientNetLite0, renamed
 from .network import Network, at_a_time, build, fitted, to_tensor
 from .packaged import packaged_weights
@@ -130,16 +131,18 @@ class Encoder:
         loss = None if self.loss is None or layer not in self.card.outputs else self.loss.to(device)
         channels, size = self.card.channels, self.card.sizes.get("shape", ())[1:]
         batch = batch or at_a_time(size or images.shape[1:3])
-        if device == "cpu":
-            torch.set_num_threads(cores())
-        out = []
-        with torch.inference_mode():
-            for start in range(0, len(images), batch):
+
+        def work(start: int) -> NDArray[np.float32]:
+            with torch.inference_mode():
                 x = fitted(to_tensor(images[start : start + batch]).to(device), channels, size)
                 found = network.features(x, layer) if loss is None else loss.output(layer, network.features(x), x)
-                out.append(found.float().cpu().numpy())
-                if progress:
-                    progress(min(1.0, (start + batch) / len(images)))
+                return np.asarray(found.float().cpu().numpy())
+
+        out = []
+        for found in side_by_side(work, range(0, len(images), batch), cores() if device == "cpu" else 1):
+            out.append(found)
+            if progress:
+                progress(min(1.0, len(out) * batch / len(images)))
         return np.concatenate(out)
 
     def save(self, folder: Path, *, half: bool = False) -> Path:

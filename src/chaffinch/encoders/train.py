@@ -90,7 +90,7 @@ class Progress:
         share: of this epoch that is done.
         loss: of this step.
         seconds_left: until the whole training is done.
-        decoded: share of the pictures that are decoded; below 1 nothing else has begun yet.
+        decoded: share of the pictures that are decoded, while nothing else has begun; afterwards None.
         snapshot: after the last step of an epoch, what there is to show.
     """
 
@@ -100,7 +100,7 @@ class Progress:
     loss: float
     seconds_left: float
     snapshot: Snapshot | None = None
-    decoded: float = 1.0
+    decoded: float | None = None
 
 
 def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str) -> Iterator[Progress]:

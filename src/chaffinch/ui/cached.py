@@ -14,7 +14,7 @@ from ..base.errors import InputError
 from ..base.files import assets_dir
 from ..data import NoisyDataset, open_dataset
 from ..data.sources import fingerprint
-from ..lineup import Row, figures_key, stored
+from ..lineup import Row, at_hand, figures_key, stored
 from ..spec import Spec
 from ..study import SMALL, Study, default_encoder, embeddings, encoder_cards
 from ..thumbnails import Sheets, make_sheets
@@ -131,14 +131,16 @@ def measured(spec: Spec) -> tuple[dict[str, Row], list[str]]:
     """Figures of the encoders at hand on a view's dataset, as far as they are known, and the names of the rest."""
     workspace, known, rest = Workspace(), dict[str, Row](), list[str]()
     state = fingerprint(spec.dataset)
-    for name, (_, card) in encoder_cards(workspace).items():
-        for full in () if "error" in card else embeddings(name, card):
+    cards = {name: card for name, (_, card) in encoder_cards(workspace).items() if "error" not in card}
+    wanted = at_hand(cards, usual_encoder(spec.dataset))
+    for name, card in cards.items():
+        for full in embeddings(name, card):
             key = _figures_key(state, card["sha256"], spec.dataset, full, spec.seed, str(workspace.root))
             if key not in _rows and (row := stored(workspace, key)) is not None:
                 _rows[key] = row
             if key in _rows:
                 known[full] = _rows[key]
-            else:
+            elif full in wanted:
                 rest.append(full)
     return known, rest
 

@@ -168,6 +168,8 @@ def _heading(s: Side) -> None:
     """Name and loss of one side."""
     card, loss = s.card, s.loss
     words = f"{escape(loss.name)}, {card['epochs']} epochs" if loss else escape(str(card.get("loss", "from the data")))
+    if card.get("about"):
+        words = escape(", ".join([*([loss.name] if loss else []), f"trained on {card['dataset']}"]))
     st.html(
         f'<div class="cf-side"><i style="background:{s.colour}"></i><b>{escape(s.name)}</b><span>{words}</span></div>'
         "<style>.cf-side{display:flex;flex-wrap:wrap;align-items:center;gap:.1rem .5rem}.cf-side i{width:.8rem;"
@@ -485,5 +487,8 @@ def _parameters(s: Side) -> str:
         f"- **{plain(name)}** = `{value}`" + (f": {methods.inline(words[name])}" if words.get(name) else "")
         for name, value in card.get("loss_parameters", {}).items()
     ]
-    recipe = f"batch {card['batch']}, seed {card['seed']}, {card['architecture']}, on {card['dataset']}"
-    return "\n".join([*lines, f"- trained with {plain(recipe)}"])
+    recipe = f"trained with batch {card['batch']}, seed {card['seed']}, {card['architecture']}, on {card['dataset']}"
+    if about := card.get("about"):
+        told = (f"{about['name']}, trained on {card['dataset']}", about.get("source"), about.get("licence"))
+        recipe = "; ".join(filter(None, told))
+    return "\n".join([*lines, f"- {plain(recipe)}"])

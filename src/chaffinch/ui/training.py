@@ -211,7 +211,7 @@ def _form(spec: Spec, study: Study) -> None:
         try:
             name = training.free_name(study.workspace, loss)
             plan = Plan(
-                spec.dataset, name, loss, training.options(loss, given), epochs, batch, seed, network, side, flip
+                spec.dataset, name, loss, training.options(loss, given), epochs, batch, seed, network, flip, side
             )
         except InputError as error:
             st.error(plain(str(error)), icon=":material/error:")
