@@ -117,6 +117,13 @@ def test_another_sight_of_the_same_weights_is_another_key(workspace, pictures):
     assert len(keys) == 2
 
 
+def test_no_training_starts_from_it(encoder, pictures, tmp_path):
+    from chaffinch.trainers.train import Recipe, train
+
+    with pytest.raises(InputError, match="efficientnet-lite0 was trained elsewhere and only embeds"):
+        next(train(pictures, Recipe(trainer="ce"), tmp_path, encoder))
+
+
 class Hostile:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
