@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_sample_image
+from streamlit.testing.v1 import AppTest
 from torch.nn import functional as F
 
 from chaffinch.base.errors import InputError
 from chaffinch.base.files import asset, sha256_file
+from chaffinch.cli import main
 from chaffinch.data import CLEAN, MISLABELLED, OOD, NoisyDataset, Observed, Truth
 from chaffinch.encoders import packaged
 from chaffinch.encoders.checkpoint import load_encoder, read_pickled
 from chaffinch.encoders.efficientnet import Conv, EfficientNetLite0
 from chaffinch.encoders.network import to_tensor
 from chaffinch.encoders.packaged import Package, packaged_weights
+from chaffinch.spec import Spec
 from chaffinch.study import Study, encoder_cards, find_encoder
 
 CARD = "efficientnet-lite0.safetensors"
@@ -108,6 +111,13 @@ def test_planted_noise_among_photographs_is_found(workspace):
     assert [int((kinds == kind).sum()) for kind in (CLEAN, MISLABELLED, OOD)] == [82, 8, 8]
     assert study.figures(study.detect("knn-label"), given > 5)["auroc_mislabelled"] > 0.97
     assert study.figures(study.detect("knn-distance"), given > 5)["auroc_ood"] > 0.97
+
+
+def test_it_is_listed_with_its_paper(capsys):
+    assert main(["methods", "--json"]) == 0
+    (row,) = (row for row in json.loads(capsys.readouterr().out) if row["slug"] == "efficientnet-lite0")
+    assert (row["kind"], row["arxiv"], row["year"]) == ("encoder", "1905.11946", 2019)
+    assert row["paper"].startswith("EfficientNet: Rethinking")
 
 
 def test_another_sight_of_the_same_weights_is_another_key(workspace, pictures):
@@ -206,6 +216,17 @@ class TestNotInstalled:
         with pytest.raises(InputError, match=r'pip install "chaffinch\[photos\]"'):
             find_encoder(workspace, "efficientnet-lite0")
 
+    def test_the_app_says_so_and_shows_what_is_there(self, pictures, tmp_path, monkeypatch):
+        colour = pictures.observed.images[..., None].repeat(3, -1)
+        np.savez(tmp_path / "p.npz", images=colour, labels=pictures.observed.labels)
+        monkeypatch.setenv("CHAFFINCH_SPEC", Spec(dataset=f"arrays:{tmp_path / 'p.npz'}").to_toml())
+        app = AppTest.from_file(str(Path(__file__).parents[2] / "app.py"), default_timeout=120).run()
+        assert not app.exception
+        assert app.selectbox(key="encoder").value == "simclr"
+        assert "pip install" in app.sidebar.info[0].value
+        assert "have to be embedded first" in app.subheader[0].value
+        app.button(key="job-stop").click().run()
+
     def test_photographs_fall_back_to_what_is_there(self, workspace, pictures):
         colour = pictures.observed.images[..., None].repeat(3, -1)
         observed = Observed(
@@ -215,3 +236,17 @@ class TestNotInstalled:
         assert study.encoder == "simclr"
         assert 'pip install "chaffinch[photos]"' in study.advice
         assert not Study(pictures, workspace=workspace).advice, "small grey pictures lack nothing"
+
+    def test_commands_say_so_and_go_on(self, pictures, workspace, tmp_path, capsys):
+        observed = pictures.observed
+        colour = observed.images[..., None].repeat(3, -1)
+        np.savez(tmp_path / "p.npz", images=colour, labels=observed.labels, classes=np.array(observed.classes))
+        assert main(["detect", f"arrays:{tmp_path / 'p.npz'}", "--detector", "knn-label", "--quiet"]) == 0
+        said = capsys.readouterr()
+        assert "warning: simclr stands in for the encoder for photographs: " in said.err
+        assert 'pip install "chaffinch[photos]"' in said.err
+        assert "encoder simclr" in said.out
+        assert main(["methods", "--json"]) == 0
+        said = capsys.readouterr()
+        assert 'pip install "chaffinch[photos]"' in said.err
+        assert "efficientnet-lite0" not in {row["slug"] for row in json.loads(said.out)}
