@@ -19,7 +19,8 @@ from ..base.threads import cores
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def pick_device(wanted: str = "auto") -> str:
