@@ -27,7 +27,7 @@ with shell.explained():
     focus = study.position(spec.sample)
 
     st.markdown("#### What does the training loss do to the map?")
-    spec = losses.pick(spec)
+    spec = losses.pick(spec, study)
     spec = explore.map_controls(spec, study)
     left, right = losses.sides(spec, study)
     both = losses.ready(left, right)

@@ -48,6 +48,13 @@ def test_detectors_become_figures_for_what_they_look_for():
     assert lsa.better == 1
 
 
+def test_encoders_that_were_trained_elsewhere_are_measured_where_they_are_the_usual_choice():
+    ours, other, broken = {"outputs": ["text"]}, {"about": {"name": "of timm"}}, {"error": "it is damaged"}
+    cards = {"ours": ours, "photos": other, "timm-x": other, "broken": broken}
+    assert lineup.at_hand(cards, "ours") == ["ours", "ours:text", "broken"]
+    assert lineup.at_hand(cards, "photos") == ["ours", "ours:text", "photos", "broken"]
+
+
 def test_the_table_has_a_row_an_encoder_and_no_empty_columns():
     rows = {"a": {"up": 1, "at": {"x": {"y": 3}}}, "b:joint": {"up": None, "seeds": 2}}
     found = table(rows, {"a": {"loss": "ce", "epochs": 3}, "b": {"loss": "dcl"}}, [UP, DOWN, NEITHER])

@@ -629,6 +629,20 @@ class TestPictures:
         assert own.key != embedded.key
         assert Study(change(both, images=None), "tiny", workspace=workspace).encoder == "features"
 
+    @pytest.mark.parametrize(
+        ("shape", "usual"),
+        [
+            ((60, 12, 12), "simclr"),
+            ((60, 28, 28), "simclr"),
+            ((60, 28, 29), "efficientnet-lite0"),
+            ((60, 12, 12, 3), "efficientnet-lite0"),
+        ],
+    )
+    def test_who_chooses_no_encoder_gets_the_one_for_such_pictures(self, pictures, workspace, shape, usual):
+        data = change(pictures, images=np.zeros(shape, np.uint8))
+        assert Study(data, workspace=workspace).encoder == usual
+        assert Study(data, "dcl", workspace=workspace).encoder == "dcl"
+
     def test_unknown_encoder(self, pictures, workspace, save_encoder):
         save_encoder()
         with pytest.raises(InputError, match=r"no encoder called 'tinny'; there are .*tiny.*'chaffinch train-encoder"):

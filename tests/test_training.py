@@ -13,7 +13,7 @@ from chaffinch.training import Plan
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan("fashion-web:n=500", "ce-2", "ce", {"smoothing": 0.1}, 3, 64, 7, "preact-resnet-32-64-128", False),
+        Plan("fashion-web:n=500", "ce-2", "ce", {"smoothing": 0.1}, 3, 64, 7, "preact-resnet-32-64-128", False, 48),
         Plan("arrays:/a b/c=d.npz", "sce", "sce", {"alpha": 0.1, "beta": 1.0, "A": -9.21}),
         Plan("fashion-web", "simclr-2", "simclr"),
     ],
@@ -21,8 +21,8 @@ from chaffinch.training import Plan
 def test_a_command_says_all_of_a_plan(plan):
     back = Plan.of(list(plan.command()))
     assert back.command() == plan.command()
-    assert (back.dataset, back.name, back.loss, back.epochs, back.flip) == (
-        plan.dataset, plan.name, plan.loss, plan.epochs, plan.flip,
+    assert (back.dataset, back.name, back.loss, back.epochs, back.flip, back.side) == (
+        plan.dataset, plan.name, plan.loss, plan.epochs, plan.flip, plan.side,
     )  # fmt: skip
     args = _parser().parse_args([*plan.command(), "--job", "j"])
     assert (args.dataset, args.name, args.loss, args.seed) == (plan.dataset, plan.name, plan.loss, plan.seed)

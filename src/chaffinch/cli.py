@@ -35,6 +35,9 @@ pred_probs (lists); optional id, split, true_label, kind, x, y; or arrays:PATH.n
 images (N,H,W[,3]) uint8, features (N,D), pred_probs (N,C); optional classes, ids, true_labels (-1 = foreign), kind, xy
 (N,2), trusted (N,) bool; or hf:PATH, a folder written by save_to_disk of Hugging Face datasets"""
 
+ENCODER_HELP = """slug of an encoder ('methods' lists them), or 'features' of the data (default: simclr for small grey
+pictures, efficientnet-lite0 for all others)"""
+
 
 def _warn(lines: Iterable[str]) -> None:
     for line in lines:
@@ -89,7 +92,7 @@ def _detect(args: argparse.Namespace) -> int:
     if every:  # those that are named besides keep their cut
         named = {c.detector: c for c in cuts}
         cuts = [named.get(slug, Cut(slug)) for slug in sorted({*registry.methods("detector"), *named})]
-    _warn(study.dataset.warnings)
+    _warn([*study.dataset.warnings, *filter(None, [study.advice])])
     study.embed(meter, device=args.device)
     _warn(study.dataset.undecoded)
     done, skipped = run_detectors(study, cuts, skip=every, report=meter)
@@ -192,18 +195,17 @@ def method_rows(workspace: str | None = None) -> list[dict[str, Any]]:
             print(f"warning: {reason}", file=sys.stderr)
             continue
         source = losses[card["loss"]].card if card["loss"] in losses else None
-        rows.append(
-            {
-                "slug": slug,
-                "kind": "encoder",
-                "name": f"{card['architecture']}, {card['loss']}, {card['dataset']}",
-                "paper": source.paper if source else "",
-                "arxiv": source.arxiv if source else "",
-                "year": source.year if source else None,
-                "needs": ["images"],
-                "finds": [],
-            }
-        )
+        row = {
+            "slug": slug,
+            "kind": "encoder",
+            "name": f"{card['architecture']}, {card['loss']}, {card['dataset']}",
+            "paper": source.paper if source else "",
+            "arxiv": source.arxiv if source else "",
+            "year": source.year if source else None,
+            "needs": ["images"],
+            "finds": [],
+        }
+        rows.append(row | {key: value for key, value in card.get("about", {}).items() if key in row})
     return rows
 
 
@@ -216,7 +218,7 @@ def _embed(args: argparse.Namespace) -> int:
     _for_ray(args, "workers", "address", "out", "block")
     study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed)
     report = _reporter(workspace, args.job, meter)
-    _warn(study.dataset.warnings)
+    _warn([*study.dataset.warnings, *filter(None, [study.advice])])
     shards = None
     if args.engine == "ray":
         shards = study.spread(
@@ -319,7 +321,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
             raise InputError(f"--name {name}: a shipped encoder is called so; choose another")
         recipe = Recipe(
             loss=slug, parameters=method_options(cls, parameters), epochs=args.epochs, batch=args.batch, seed=args.seed,
-            learning_rate=args.learning_rate, device=args.device, architecture=args.architecture,
+            learning_rate=args.learning_rate, device=args.device, architecture=args.architecture, side=args.side,
             augment=Augment(flip=0.0 if args.no_flip else 0.5), half=args.half,
         )  # fmt: skip
         try:
@@ -337,6 +339,20 @@ def _train_encoder(args: argparse.Namespace) -> int:
         print(f"trained: {path}")
     _warn(dataset.undecoded)
     return int(failed > 0)
+
+
+def _add_encoder(args: argparse.Namespace) -> int:
+    from .encoders.checkpoint import add_model
+    from .workspace import Workspace
+
+    model = args.model.removeprefix("timm:")
+    folder = Workspace(args.workspace).folder("encoders")
+    name = _named(args.name or f"timm-{model}")
+    if (folder / f"{name}.safetensors").exists():
+        raise InputError(f"there is an encoder called {name} already; choose another --name")
+    path = add_model(model, folder, name, weights=Path(args.weights) if args.weights else None, side=args.side)
+    print(f"added: {path}; use it with --encoder {name}")
+    return 0
 
 
 def _settings(texts: list[str]) -> dict[str, Any]:
@@ -530,6 +546,12 @@ def _train_one(training: Any, recipe: Any, path: Path, meter: Meter, workspace: 
     noted = (workspace.noted(job) if job else None) or {}
     told, live = 0.0, {key: noted[key] for key in LIVE if key in noted}
     for p in training:
+        if p.decoded is not None:
+            what = f"{recipe.loss}: reading the pictures"
+            meter(what, p.decoded)
+            if job:
+                workspace.note(job, {"what": what, "share": p.decoded, "pid": os.getpid()} | live)
+            continue
         what = f"{recipe.loss}: epoch {p.epoch + 1} of {p.epochs}"
         meter(what, p.share, left=p.seconds_left, detail=f", loss {p.loss:.4f}")
         if p.snapshot:
@@ -722,7 +744,7 @@ def _parser() -> argparse.ArgumentParser:
     encoded = argparse.ArgumentParser(add_help=False)
     devices = argparse.ArgumentParser(add_help=False)
     devices.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    encoded.add_argument("--encoder", default="simclr", help="slug of an encoder, or 'features' (default simclr)")
+    encoded.add_argument("--encoder", default="", help=ENCODER_HELP)
 
     shared = [seeded, devices, common]
     app = commands.add_parser("app", parents=[common, encoded, seeded], help="serve the app")
@@ -779,6 +801,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the loss")
     train.add_argument("--learning-rate", type=float, default=3e-3)
     train.add_argument("--architecture", default="preact-resnet-32-64-128")
+    train.add_argument("--side", type=int, default=64, help="shrink pictures larger than so many pixels (default 64)")
     train.add_argument("--no-flip", action="store_true", help="no horizontal flips (for digits and text)")
     train.add_argument("--half", action="store_true", help="store the weights as float16, in half the space")
     train.add_argument("--name", help="of the encoder (default: the loss and the dataset's key)")
@@ -786,6 +809,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", metavar="DIR", help="folder of the checkpoint (default: the workspace)")
     train.add_argument("--job", help=argparse.SUPPRESS)
     train.set_defaults(run=_train_encoder)
+
+    adding = commands.add_parser(
+        "add-encoder", parents=[common], help="fetch a model of the timm library, to be used like encoders trained here"
+    )
+    adding.add_argument("model", help="its name in timm, such as resnet18.a1_in1k")
+    adding.add_argument(
+        "--weights", metavar="FILE", help="take its weights from this .safetensors file instead of fetching them"
+    )
+    adding.add_argument("--side", type=int, help="pixels a side of what it sees (default: those it was trained on)")
+    adding.add_argument("--name", help="of the encoder (default: timm-MODEL)")
+    adding.set_defaults(run=_add_encoder)
 
     robust = commands.add_parser("train", parents=[data, *shared], help="train a classifier that resists noisy labels")
     robust.add_argument("--trainer", default="pls-lsa", help="which (default pls-lsa); 'methods' lists them")
@@ -855,7 +889,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("dataset", nargs="?", help=DATASET_HELP)
     export.add_argument("--out", required=True, metavar="FOLDER", help="new or empty")
-    export.add_argument("--encoder", default="simclr", help="slug of an encoder, or 'features' (default simclr)")
+    export.add_argument("--encoder", default="", help=ENCODER_HELP)
     export.add_argument("--format", choices=("csv", "parquet"), default="csv", help="of the table (default csv)")
     export.add_argument(
         "--pictures", choices=("none", "links", "copies"), default="none",

@@ -21,7 +21,7 @@ from .data import OOD, NoisyDataset
 from .metrics.detection import auroc
 from .metrics.geometry import alignment, effective_rank, isotropy, uniformity
 from .spec import Cut
-from .study import OWN_FEATURES, Study, embeddings, encoder_cards, run_detectors
+from .study import OWN_FEATURES, Study, default_encoder, embeddings, encoder_cards, run_detectors
 from .workspace import Workspace, pack, unpack
 
 Row = dict[str, Any]
@@ -235,6 +235,17 @@ def _within(report: Report, start: float, end: float) -> Report:
     return lambda what, share: report(what, start + (end - start) * share)
 
 
+def at_hand(cards: Mapping[str, Row], usual: str) -> list[str]:
+    """The features that are measured where nobody names any: of all encoders, but those that were trained elsewhere.
+
+    Args:
+        cards: name -> model card.
+        usual: the encoder of the dataset for those who choose none (`default_encoder`); it is measured in any case.
+    """
+    chosen = {name: card for name, card in cards.items() if name == usual or not card.get("about")}
+    return [full for name, card in chosen.items() for full in embeddings(name, card)]
+
+
 def line_up(
     dataset: NoisyDataset,
     names: Iterable[str] | None = None,
@@ -248,7 +259,7 @@ def line_up(
 
     Args:
         dataset: on what.
-        names: which (see `chaffinch.study.embeddings`); None = every one that is at hand.
+        names: which (see `chaffinch.study.embeddings`); None = those `at_hand`.
         workspace: where encoders and results are.
         seed: of everything that draws.
         report: progress.
@@ -261,8 +272,9 @@ def line_up(
     Raises:
         InputError: an encoder cannot be measured and ``skip`` is False.
     """
-    cards = {name: card for name, (_, card) in encoder_cards(workspace).items()}
-    wanted = list(names) if names is not None else [n for name, card in cards.items() for n in embeddings(name, card)]
+    found = encoder_cards(workspace)
+    cards, usual = {name: card for name, (_, card) in found.items()}, default_encoder(dataset.observed.images, found)[0]
+    wanted = list(names) if names is not None else at_hand(cards, usual)
     rows: dict[str, Row] = {}
     failed: dict[str, str] = {}
     for i, name in enumerate(wanted):

@@ -93,7 +93,8 @@ class Spec:
 
     Attributes:
         dataset: name that `chaffinch.data.open_dataset` understands.
-        encoder: slug of an encoder, or ``"features"`` for features that came with the data.
+        encoder: slug of an encoder, or ``"features"`` for features that came with the data; empty = the one for such
+            pictures (`chaffinch.study.default_encoder`).
         map: ``umap`` or ``pca``.
         detectors: which are on, and their cuts.
         votes: how many of them must flag a sample for it to count as flagged.
@@ -122,7 +123,7 @@ class Spec:
     """
 
     dataset: str = "fashion-web"
-    encoder: str = "simclr"
+    encoder: str = ""
     map: str = "umap"
     detectors: tuple[Cut, ...] = (Cut("lsa"), Cut("small-loss"))
     votes: int = 1

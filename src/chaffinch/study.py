@@ -31,6 +31,7 @@ from .data import CLEAN, OOD, Images, NoisyDataset, PictureFiles, open_dataset
 from .data.dataset import finite_rows
 from .data.pictures import key_of, some
 from .detectors.base import Trusted, cut, ranks
+from .encoders.packaged import packaged_weights
 from .evidence import REMEDIES, Evidence
 from .metrics.detection import decision, ranking
 from .metrics.embedding import map_quality
@@ -41,6 +42,12 @@ from .workspace import Arrays, Workspace, pack, unpack
 
 OWN_FEATURES = "features"
 """The name that stands in place of an encoder where features come with the data."""
+
+SMALL, PHOTOGRAPHS = "simclr", "efficientnet-lite0"
+"""The encoders for those who choose none: for small grey pictures, and for all others."""
+
+SMALL_SIDE = 28
+"""Pictures of at most so many pixels a side are small: our own encoders were trained on such."""
 
 JOINT = "joint"
 """The output of an encoder that is no embedding, but says how well each label fits."""
@@ -121,7 +128,8 @@ class Detection:
 def encoder_cards(workspace: Workspace) -> dict[str, tuple[Path, dict[str, Any]]]:
     """The encoders at hand: name -> (path of the weights, model card); the workspace's own come after the shipped.
 
-    A card that cannot be read is given as ``{"error": why}``, so that it disables its own encoder only.
+    A card that cannot be read, or whose weights are not installed, is given as ``{"error": why}``, so that it disables
+    its own encoder only.
     """
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for folder in (assets_dir() / "encoders", workspace.root / "encoders"):
@@ -132,6 +140,11 @@ def encoder_cards(workspace: Workspace) -> dict[str, tuple[Path, dict[str, Any]]
                 card = {"error": str(error)}
             if not isinstance(card, dict) or not ("error" in card or set(card) >= CARD_FIELDS):
                 card = {"error": f"{path} is not a model card of chaffinch; remove it, or train the encoder again"}
+            if card.get("packaged"):
+                try:
+                    packaged_weights(card["architecture"])
+                except InputError as error:
+                    card = {"error": str(error)}
             found.setdefault(path.stem, (path.with_suffix(".safetensors"), card))
     return found
 
@@ -146,11 +159,26 @@ def find_encoder(workspace: Workspace, name: str) -> tuple[Path, dict[str, Any]]
     if name not in cards:
         raise InputError(
             f"there is no encoder called {name!r}; there are {', '.join(cards) or 'none'}. "
-            "'chaffinch train-encoder DATASET' trains one"
+            "'chaffinch train-encoder DATASET' trains one, 'chaffinch add-encoder MODEL' fetches a model of timm"
         )
     if reason := cards[name][1].get("error"):
         raise InputError(reason)
     return cards[name]
+
+
+def default_encoder(images: Images | None, cards: Mapping[str, tuple[Path, dict[str, Any]]]) -> tuple[str, str]:
+    """The encoder for those who choose none, by the pictures it is to see; and why it is not the best one, or nothing.
+
+    Args:
+        images: of the dataset, or None.
+        cards: the encoders at hand (`encoder_cards`).
+    """
+    if images is None or (images.ndim == 3 and max(images.shape[1:3]) <= SMALL_SIDE):
+        return SMALL, ""
+    if PHOTOGRAPHS in cards and "error" not in cards[PHOTOGRAPHS][1]:
+        return PHOTOGRAPHS, ""
+    why = cards[PHOTOGRAPHS][1]["error"] if PHOTOGRAPHS in cards else f"{PHOTOGRAPHS} is not there"
+    return SMALL, f"{SMALL} stands in for the encoder for photographs: {why}"
 
 
 def training_runs(workspace: Workspace, digest: str) -> dict[str, TrainingRun]:
@@ -179,20 +207,23 @@ class Study:
 
     Args:
         dataset: a name for `open_dataset`, or a dataset.
-        encoder: slug of an encoder, or ``SLUG:LAYER`` for other features than its final ones; data that come without
-            pictures use their own features instead.
+        encoder: slug of an encoder, or ``SLUG:LAYER`` for other features than its final ones; empty = the one for such
+            pictures (`default_encoder`). Data that come without pictures use their own features instead.
         workspace: where results are kept.
         seed: of everything that draws.
         run: name or folder of the training of a classifier whose record stands in place of a quick head's.
 
     Raises:
         InputError: the dataset cannot be opened, the seed is negative, or there is no such run on this dataset.
+
+    Attributes:
+        advice: what would let it see the pictures better, or empty.
     """
 
     def __init__(
         self,
         dataset: str | NoisyDataset = "fashion-web",
-        encoder: str = "simclr",
+        encoder: str = "",
         *,
         workspace: Workspace | None = None,
         seed: int = 0,
@@ -203,6 +234,9 @@ class Study:
         self.workspace = workspace or Workspace()
         self.seed = seed
         self.observed, self.truth = self.dataset.observed, self.dataset.truth
+        self.advice = ""
+        if not encoder:
+            encoder, self.advice = default_encoder(self.observed.images, encoder_cards(self.workspace))
         own = self.observed.features is not None and (encoder == OWN_FEATURES or self.observed.images is None)
         self.encoder = OWN_FEATURES if own else encoder
         if self.encoder == OWN_FEATURES and self.observed.features is None and self.observed.images is not None:
@@ -245,8 +279,10 @@ class Study:
 
     def _weights(self) -> str:
         """A hash of everything that decides what the encoder says about a picture."""
-        sha256, layer = self._encoder()[1]["sha256"], self.encoder.partition(":")[2]
-        return digest(sha256, layer) if layer else str(sha256)
+        card, layer = self._encoder()[1], self.encoder.partition(":")[2]
+        if card.get("about"):  # the same weights may be told to look at pictures of another size
+            return digest(card["sha256"], card["sizes"], layer)
+        return digest(card["sha256"], layer) if layer else str(card["sha256"])
 
     def _encoder(self) -> tuple[Path, dict[str, Any]]:
         return find_encoder(self.workspace, self.encoder.partition(":")[0])

@@ -27,6 +27,7 @@ class Plan:
         parameters: of the loss, all of them.
         epochs, batch, seed, architecture: of the recipe.
         flip: may pictures be mirrored?
+        side: pixels a side at which larger pictures are seen.
     """
 
     dataset: str
@@ -38,12 +39,13 @@ class Plan:
     seed: int = 0
     architecture: str = "preact-resnet-8-16-32"
     flip: bool = True
+    side: int = 64
 
     def command(self) -> tuple[str, ...]:
         """Arguments of ``chaffinch`` that start it, or go on with it."""
         values = {
             "loss": self.loss, "epochs": self.epochs, "batch": self.batch, "seed": self.seed,
-            "architecture": self.architecture, "name": self.name,
+            "architecture": self.architecture, "side": self.side, "name": self.name,
         }  # fmt: skip
         words = ["train-encoder", self.dataset]
         for option, value in values.items():
@@ -62,8 +64,8 @@ class Plan:
                 values["parameters"].update([value.split("=", 1)])
             else:
                 values[option.removeprefix("--")] = value
-        for name in ("epochs", "batch", "seed"):
-            values[name] = int(values[name])
+        for name in ("epochs", "batch", "seed", "side"):
+            values[name] = int(values.get(name, getattr(cls, name)))
         return cls(**values)
 
 

@@ -12,6 +12,8 @@ import json, sys
 from functools import partial
 import numpy as np
 import torch
+from pathlib import Path
+
 from chaffinch.data import NoisyDataset, Observed
 from chaffinch.encoders.augment import Augment
 from chaffinch.encoders.device import engine
@@ -37,7 +39,8 @@ for slug in sys.argv[1].split(","):
     network.eval()  # batch statistics would differ between halves and wholes
     if fabric.world_size > 1:
         learner.gather = partial(gathered, fabric)
-    data = Pictures(NoisyDataset("toy", seen), loss, 16, Augment(crop=(1, 1), ratio=1, flip=0, jitter=0), fabric)
+    still = Augment(crop=(1, 1), ratio=1, flip=0, jitter=0)
+    data = Pictures(NoisyDataset("toy", seen), loss, 16, still, fabric, (12, 12), Path("."))
     rows = torch.arange(16)
     order = torch.cat([rows[0::2], rows[1::2]])  # as two processes gather them
     rows = rows if fabric.world_size > 1 else order

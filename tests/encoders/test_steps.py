@@ -1,6 +1,8 @@
 """What a training step takes of the data."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +23,10 @@ def toy(n=20, **more):
 
 
 def pictures(dataset, slug, batch):
-    return Pictures(dataset, find_method("loss", slug)(), batch, Augment(), engine("cpu", "float32"))
+    size, folder = dataset.observed.images.shape[1:3], Path(tempfile.gettempdir())
+    data = Pictures(dataset, find_method("loss", slug)(), batch, Augment(), engine("cpu", "float32"), size, folder)
+    assert [*data.decode(), 1.0][-1] == 1.0
+    return data
 
 
 def draw(seed=0):

@@ -519,6 +519,28 @@ def test_a_bare_path_opens_and_the_sidebar_shows_at_once_what_was_found(open_app
     assert "[x](" not in " ".join(caption.value for caption in app.sidebar.caption), "a name is no link"
 
 
+def test_photographs_are_opened_with_their_own_encoder_unless_another_is_chosen(open_app, tmp_path, save_encoder):
+    save_encoder()
+    for i in range(12):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 30, 3), 20 * i, np.uint8)).save(path)
+    app = open_app(Spec(dataset="fashion-web:n=40", encoder="tiny", map="pca"))
+    app.selectbox(key="source").set_value("own").run()
+    app.text_input(key="file").set_value(str(tmp_path / "photos")).run()
+    assert not app.exception
+    assert app.selectbox(key="encoder").value == "efficientnet-lite0"
+    assert "have to be embedded first" in app.subheader[0].value
+    assert "encoder" not in app.query_params
+    assert "EfficientNet-Lite0, for photographs: trained on ImageNet-1k" in sidebar(app)
+    assert "sees pictures in colour at 112 × 112" in sidebar(app)
+    app.selectbox(key="encoder").set_value("tiny").run()
+    assert app.query_params["encoder"] in ("tiny", ["tiny"])
+    app.selectbox(key="source").set_value("bundled").run()
+    assert app.selectbox(key="encoder").value == "simclr"
+    assert not app.exception
+
+
 def test_a_folder_is_shown_as_any_other_dataset(open_app, birds, save_encoder, workspace, drawn):
     save_encoder()
     name = f"folder:{birds}"

@@ -129,6 +129,11 @@ class PictureFiles:
         """Some of them (positions or mask), still not decoded."""
         return PictureFiles(self.sources, self.names, self.stamps, self.rows[rows], self.tile, self._failed)
 
+    def at(self, size: tuple[int, int]) -> PictureFiles:
+        """The same pictures at another size (h, w), still not decoded."""
+        tile = (*size, *self.tile[2:])
+        return PictureFiles(self.sources, self.names, self.stamps, self.rows, tile, self._failed)
+
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         chosen = self.rows[key]
         if chosen.ndim == 0:

@@ -1,7 +1,12 @@
-"""An encoder on disk: ``NAME.safetensors`` (weights) and ``NAME.json`` (the model card). No pickle anywhere."""
+"""An encoder on disk: ``NAME.safetensors`` (weights) and ``NAME.json`` (the model card).
+
+No pickle is written, and none read but the weights that an installed package brings: those have to have the checksum
+of their model card, and tensors alone are taken from them.
+"""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,9 +21,14 @@ from safetensors.torch import load_file, save_file
 from ..base.errors import InputError
 from ..base.files import read_json, replacing, sha256_file, write_json
 from ..base.methods import find_method, method_options
+from ..base.threads import cores
 from ..data import Images
 from ..losses.base import ContrastiveLoss, Sizes
-from .network import PreActResNet, build, fitted, to_tensor
+from .device import side_by_side
+from .efficientnet import EfficientNetLite0, renamed
+from .network import Network, at_a_time, build, fitted, to_tensor
+from .packaged import packaged_weights
+from .timm_models import PREFIX, TimmModel
 
 
 @dataclass
@@ -27,12 +37,12 @@ class ModelCard:
 
     Attributes:
         name: slug of the encoder.
-        architecture: name in ``network.ARCHITECTURES``.
+        architecture: name in ``network.ARCHITECTURES``, ``efficientnet-lite0``, or ``timm:MODEL``.
         channels: 1 or 3.
         dim: size of the final features.
         loss: slug of the loss, with its parameters in ``loss_parameters``.
         outputs: further features that the loss's own modules give (see ``ContrastiveLoss.outputs``).
-        sizes: what those modules were built for (``losses.base.Sizes``).
+        sizes: what those modules were built for (``losses.base.Sizes``); of others, the ``shape`` of what it sees.
         dataset, dataset_digest: what it was trained on, by the name that opens it, and the key of its content.
         seed, epochs, batch, learning_rate, weight_decay, augment: the recipe.
         precision: float32 or bfloat16 (autocast).
@@ -41,6 +51,9 @@ class ModelCard:
         history: mean loss of each epoch.
         metrics: figures measured on its features, with the command that measured them.
         sha256: checksum of the weights.
+        packaged: do the weights come with an installed package (see ``packaged``)?
+        about: of a network that was trained elsewhere: ``name``, ``paper``, ``arxiv``, ``year``, ``source`` and
+            ``licence``.
     """
 
     name: str
@@ -66,6 +79,8 @@ class ModelCard:
     history: list[float] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
+    packaged: bool = False
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 class Encoder:
@@ -77,7 +92,7 @@ class Encoder:
         loss: the loss that trained it, whose own modules give ``card.outputs``; not needed where there are none.
     """
 
-    def __init__(self, network: PreActResNet, card: ModelCard, loss: ContrastiveLoss | None = None) -> None:
+    def __init__(self, network: Network, card: ModelCard, loss: ContrastiveLoss | None = None) -> None:
         self.network, self.card = network.eval(), card
         self.loss = loss.eval() if loss is not None and card.outputs else None
 
@@ -92,7 +107,7 @@ class Encoder:
         *,
         layer: str = "final",
         device: str = "cpu",
-        batch: int = 128,
+        batch: int | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> NDArray[np.float32]:
         """Features of pictures, which are made grey or colour, and of the size, of those that trained the network.
@@ -101,7 +116,7 @@ class Encoder:
             images: (N, H, W) or (N, H, W, 3) uint8; those in files are decoded a batch at a time.
             layer: one of ``self.layers``.
             device: where to compute, such as ``"cpu"`` or ``"cuda"``.
-            batch: pictures at a time; activations of many more do not fit the caches (1,024: half the speed).
+            batch: pictures at a time; None = as many as are best for their size.
             progress: called with the share done, 0 to 1.
 
         Returns:
@@ -115,14 +130,19 @@ class Encoder:
         network = self.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         loss = None if self.loss is None or layer not in self.card.outputs else self.loss.to(device)
         channels, size = self.card.channels, self.card.sizes.get("shape", ())[1:]
-        out = []
-        with torch.inference_mode():
-            for start in range(0, len(images), batch):
+        batch = batch or at_a_time(size or images.shape[1:3])
+
+        def work(start: int) -> NDArray[np.float32]:
+            with torch.inference_mode():
                 x = fitted(to_tensor(images[start : start + batch]).to(device), channels, size)
                 found = network.features(x, layer) if loss is None else loss.output(layer, network.features(x), x)
-                out.append(found.float().cpu().numpy())
-                if progress:
-                    progress(min(1.0, (start + batch) / len(images)))
+                return np.asarray(found.float().cpu().numpy())
+
+        out = []
+        for found in side_by_side(work, range(0, len(images), batch), cores() if device == "cpu" else 1):
+            out.append(found)
+            if progress:
+                progress(min(1.0, len(out) * batch / len(images)))
         return np.concatenate(out)
 
     def save(self, folder: Path, *, half: bool = False) -> Path:
@@ -186,17 +206,18 @@ def load_encoder(path: Path) -> Encoder:
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: only .safetensors checkpoints are read (pickled ones can run code)")
     card = load_card(path.with_suffix(".json"))
-    if not path.is_file():
+    weights = packaged_weights(card.architecture) if card.packaged else path
+    if not weights.is_file():
         raise InputError(f"encoder weights {path} are missing")
-    if card.sha256 and sha256_file(path) != card.sha256:
-        raise InputError(f"{path} is damaged: its checksum is not the one in {path.stem}.json")
-    network, loss = build(card.architecture, card.channels), None
+    if (card.sha256 or card.packaged) and sha256_file(weights) != card.sha256:
+        raise InputError(f"{weights} is damaged: its checksum is not the one in {path.stem}.json")
+    network, loss = _network(card), None
     if card.outputs:
         chosen = find_method("loss", card.loss)
         loss = chosen(**method_options(chosen, card.loss_parameters))
         loss.setup(Sizes(**{**card.sizes, "shape": tuple(card.sizes["shape"])}))
     try:
-        state = load_file(path)
+        state = renamed(read_pickled(weights)) if card.packaged else load_file(weights)
         network.load_state_dict({key: value for key, value in state.items() if not key.startswith("loss.")})
         if loss is not None:
             own = {key.removeprefix("loss."): value for key, value in state.items() if key.startswith("loss.")}
@@ -206,6 +227,75 @@ def load_encoder(path: Path) -> Encoder:
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise InputError(
-            f"{path} does not hold the weights of {card.architecture} with {card.channels} channel(s): {first}"
+            f"{weights} does not hold the weights of {card.architecture} with {card.channels} channel(s): {first}"
         ) from error
     return Encoder(network, card, loss)
+
+
+def _network(card: ModelCard) -> Network:
+    """A fresh network for the weights that a card speaks of."""
+    if card.architecture.startswith(PREFIX):
+        return TimmModel(card.architecture.removeprefix(PREFIX), tuple(card.sizes["shape"]))
+    return EfficientNetLite0() if card.architecture == "efficientnet-lite0" else build(card.architecture, card.channels)
+
+
+def read_pickled(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name from a pickled file of weights, which must hold nothing else; no code in it is run.
+
+    Raises:
+        InputError: it holds something else, or is no such file.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is refused: it is no file of weights, or holds more than weights, and what else a pickle holds "
+            f"can run code ({str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} is refused: it holds something else than tensors by name")
+    return state
+
+
+def add_model(model: str, folder: Path, name: str, *, weights: Path | None = None, side: int | None = None) -> Path:
+    """Make an encoder of a model of timm, and keep it like those that were trained here.
+
+    Args:
+        model: its name in timm.
+        folder: of the encoders.
+        name: of the encoder.
+        weights: a .safetensors file to take its weights from; None: they are fetched.
+        side: pixels a side of what it sees; None: of what it was trained on.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        InputError: timm cannot be used, the model or the weights cannot be had, or it cannot see pictures of this size.
+    """
+    if weights is not None and weights.suffix != ".safetensors":
+        raise InputError(f"--weights {weights}: only .safetensors files are read (pickled ones can run code)")
+    shape = (3, side, side) if side else ()
+    network = TimmModel(model, shape, pretrained=weights is None).eval()
+    if weights is not None:
+        try:
+            network.take(load_file(weights))
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"--weights {weights} is not a readable safetensors file: {error}") from error
+    try:
+        with torch.inference_mode():
+            found = network.features(torch.zeros(1, *network.shape))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(f"{model} cannot see pictures of {network.shape} ({error}); try without --side") from error
+    if found.shape != (1, network.dim):
+        raise InputError(f"{model} gives features of shape {tuple(found.shape)}, not one vector a picture")
+    fetched = network.source
+    if weights is not None:
+        fetched["source"] = weights.name
+    card = ModelCard(
+        name=name, architecture=f"{PREFIX}{model}", channels=network.shape[0], dim=network.dim, loss="",
+        dataset="other pictures", seed=0, epochs=0, batch=0, learning_rate=0.0, precision="float32",
+        device="trained elsewhere", seconds=0.0, sizes={"shape": list(network.shape)},
+        about={"name": f"{model} of timm", **fetched},
+    )  # fmt: skip
+    return Encoder(network, card).save(folder)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..data import NoisyDataset
+from ..data import Images, NoisyDataset
+from ..data.pictures import some
 from ..losses.base import Batch, ContrastiveLoss, LossOut
 from .augment import Augment
-from .network import PreActResNet, to_tensor
+from .decoded import Decoded
+from .network import PreActResNet, at_a_time, to_tensor
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -50,13 +53,13 @@ def class_numbers(classes: tuple[str, ...]) -> list[float] | None:
     return [number / unit for number in numbers] if 0 < unit < float("inf") else None
 
 
-def _background(dataset: NoisyDataset) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+def _background(dataset: NoisyDataset) -> tuple[Images, NDArray[np.int64]] | None:
     """Pictures and labels of the samples known to be clean."""
     rows, test, images = dataset.observed.trusted, dataset.test, dataset.observed.images
     if rows is not None and rows.any() and images is not None:
-        return images[rows], dataset.observed.labels[rows]
+        return some(images, rows), dataset.observed.labels[rows]
     if test is not None and len(dataset.trusted):
-        return test.images[dataset.trusted], test.labels[dataset.trusted]
+        return some(test.images, dataset.trusted), test.labels[dataset.trusted]
     return None
 
 
@@ -120,7 +123,12 @@ class Learner(nn.Module):
 
 
 class Pictures:
-    """The pictures on the device, and what a step takes of them.
+    """The pictures of a training, and what a step takes of them. They are there once `decode` has ended.
+
+    Args:
+        dataset, loss, batch, augment, fabric: of the training.
+        size: (h, w) at which the network sees them.
+        folder: for a temporary file, where they are too many for the memory.
 
     Attributes:
         batch: samples in a step, of all processes together.
@@ -128,11 +136,19 @@ class Pictures:
     """
 
     def __init__(
-        self, dataset: NoisyDataset, loss: ContrastiveLoss, batch: int, augment: Augment, fabric: Fabric
+        self,
+        dataset: NoisyDataset,
+        loss: ContrastiveLoss,
+        batch: int,
+        augment: Augment,
+        fabric: Fabric,
+        size: tuple[int, int],
+        folder: Path,
     ) -> None:
         observed, device = dataset.observed, fabric.device
+        assert observed.images is not None
         self.loss, self.augment, self.rank, self.world = loss, augment, fabric.global_rank, fabric.world_size
-        self.images = torch.as_tensor(np.asarray(observed.images)).to(device)  # pictures in files are decoded once
+        parts: list[Images] = [observed.images]
         self.labels = torch.as_tensor(observed.labels).to(device)
         self.index = torch.arange(len(observed), device=device)
         batch -= batch % self.world
@@ -140,7 +156,7 @@ class Pictures:
         if "group" in loss.needs and (background := _background(dataset)):
             images, labels = background
             self.extra = min(max(1, round(BACKGROUND * batch)), batch - 1)
-            self.images = torch.cat([self.images, torch.as_tensor(images).to(device)])
+            parts.append(images)
             self.labels = torch.cat([self.labels, torch.as_tensor(labels).to(device)])
             self.index = torch.cat([self.index, torch.full((len(images),), -1, device=device)])
         if "target" in loss.needs:
@@ -151,6 +167,19 @@ class Pictures:
             self.pool = self.pool[torch.as_tensor(~observed.trusted).to(device)]  # a group of their own
         self.size = min(batch - self.extra, len(self.pool))
         self.batch, self.steps = self.size + self.extra, len(self.pool) // self.size
+        self.device, self._decoded = device, Decoded(parts, size, folder)
+        self.images = self._decoded.images
+
+    def decode(self) -> Iterator[float]:
+        """Decode the pictures; yields the share that is done, 0 to 1."""
+        yield from self._decoded.work()
+        if not self._decoded.mapped:
+            self.images = self.images.to(self.device)
+
+    def _tensor(self, rows: Tensor | slice) -> Tensor:
+        """Pictures (B, C, H, W) in [0, 1] on the device."""
+        rows = rows.to(self.images.device) if isinstance(rows, Tensor) else rows
+        return to_tensor(self.images[rows].to(self.device))
 
     def order(self, rng: torch.Generator) -> Tensor:
         """(steps, B) rows of every step of an epoch, the background last."""
@@ -165,7 +194,7 @@ class Pictures:
     def step(self, rows: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Views, labels, positions and what else the loss needs, of this process's share of the rows."""
         rows = rows[self.rank :: self.world]
-        x = to_tensor(self.images[rows])
+        x = self._tensor(rows)
         views = [self.augment(x, rng) if self.loss.augmented else x for _ in range(self.loss.views)]
         stacked = torch.cat(views).contiguous(memory_format=torch.channels_last)
         y, index, aux = self.labels[rows], self.index[rows], {}
@@ -176,9 +205,10 @@ class Pictures:
         return stacked, y, index, aux
 
     @torch.no_grad()
-    def features(self, network: PreActResNet, size: int = 256) -> Tensor:
+    def features(self, network: PreActResNet) -> Tensor:
         """(N, F) features of the plain pictures of the dataset."""
         network.eval()
-        found = [network.features(to_tensor(self.images[i : min(i + size, self.n)])) for i in range(0, self.n, size)]
+        many = 2 * at_a_time(self.images.shape[1:3])
+        found = [network.features(self._tensor(slice(i, min(i + many, self.n)))) for i in range(0, self.n, many)]
         network.train()
         return torch.cat(found).float()

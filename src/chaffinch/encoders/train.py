@@ -22,6 +22,7 @@ from ..data import NoisyDataset
 from ..losses.base import Sizes
 from .augment import Augment
 from .checkpoint import Encoder, ModelCard
+from .decoded import seen_at
 from .device import device_name, engine, keep_freed_memory, local_processes, pick_device, pick_precision
 from .network import build
 from .state import State
@@ -39,6 +40,7 @@ class Recipe:
         epochs, batch, learning_rate, weight_decay: of AdamW with a one-cycle schedule.
         seed: of weights, order and augmentation.
         architecture: name in ``network.ARCHITECTURES``.
+        side: pictures larger than so many pixels a side are shrunk to that.
         augment: the views.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``auto``, ``float32`` or ``bfloat16``.
@@ -53,6 +55,7 @@ class Recipe:
     weight_decay: float = 1e-4
     seed: int = 0
     architecture: str = "preact-resnet-32-64-128"
+    side: int = 64
     augment: Augment = Augment()
     device: str = "auto"
     precision: str = "auto"
@@ -87,6 +90,7 @@ class Progress:
         share: of this epoch that is done.
         loss: of this step.
         seconds_left: until the whole training is done.
+        decoded: share of the pictures that are decoded, while nothing else has begun; afterwards None.
         snapshot: after the last step of an epoch, what there is to show.
     """
 
@@ -96,6 +100,7 @@ class Progress:
     loss: float
     seconds_left: float
     snapshot: Snapshot | None = None
+    decoded: float | None = None
 
 
 def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str) -> Iterator[Progress]:
@@ -120,9 +125,11 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
         raise InputError(f"the learning rate must be a number above 0, got {recipe.learning_rate}")
     if min(recipe.batch, len(observed)) < 2:
         raise InputError(f"training needs at least two pictures in a batch, got {min(recipe.batch, len(observed))}")
+    if recipe.side < 8:
+        raise InputError(f"pictures must be seen at 8 or more pixels a side, got {recipe.side}")
     if recipe.epochs < 1:
         raise InputError(f"training needs at least one epoch, got {recipe.epochs}")
-    device, started = pick_device(recipe.device), time.perf_counter()
+    device = pick_device(recipe.device)
     torch.set_num_threads(max(1, cores() // local_processes()))
     if device == "cpu":
         keep_freed_memory()
@@ -130,12 +137,13 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # inside the fork: the caller's generator is left as it was
         network, loss = build(recipe.architecture, channels), chosen(**options)
-        shape = (channels, *observed.images.shape[1:3])
+        size = seen_at(observed.images.shape, recipe.side)
+        shape = (channels, *size)
         sizes = Sizes(network.dim, network.projection, len(observed.classes), len(observed), shape)
         loss.setup(sizes)
         learner = Learner(network.to(memory_format=torch.channels_last), loss, sizes.classes)  # type: ignore[call-overload]
     path = folder / f"{name}.partial.safetensors"
-    identity = _identity(dataset.digest, recipe, options)
+    identity = _identity(dataset.digest, recipe, options, size if size != observed.images.shape[1:3] else None)
     precision = State.begun_in(path, identity) or pick_precision(recipe.precision, device)
     fabric = engine(device, precision)
     second = loss.second_parameters()
@@ -146,7 +154,7 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
     module, *optimisers = fabric.setup(learner, *optimisers)
     if fabric.world_size > 1:
         learner.gather = partial(gathered, fabric)
-    data = Pictures(dataset, loss, min(recipe.batch, len(observed)), recipe.augment, fabric)
+    data = Pictures(dataset, loss, min(recipe.batch, len(observed)), recipe.augment, fabric, size, folder)
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(o, max_lr=recipe.learning_rate, total_steps=data.steps * recipe.epochs)
         for o in optimisers
@@ -179,6 +187,9 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
         xy = found[1].pop("xy").numpy()
         watch.restore({name: value.numpy() for name, value in found[1].items()})
     begun = len(history)
+    for share in data.decode():
+        yield Progress(begun, recipe.epochs, 0.0, float("nan"), float("nan"), decoded=share)
+    started = time.perf_counter()
     for epoch in range(begun, recipe.epochs):
         # every epoch has generators of its own, so a resumed run draws what an unbroken one would have drawn
         own = recipe.seed * 1_000_003 + epoch
@@ -242,7 +253,10 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
         path.unlink(missing_ok=True)
 
 
-def _identity(data: str, recipe: Recipe, options: dict[str, Any]) -> str:
+def _identity(data: str, recipe: Recipe, options: dict[str, Any], shrunk: tuple[int, int] | None) -> str:
     """What a partial file belongs to; asking for the same device explicitly is not another recipe."""
     plain = {**asdict(recipe), "parameters": options, "device": "", "precision": "", "half": False}
+    del plain["side"]
+    if shrunk:
+        plain["shrunk"] = shrunk
     return json.dumps([data, plain], sort_keys=True)

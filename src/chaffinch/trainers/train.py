@@ -23,7 +23,7 @@ from ..data import NoisyDataset
 from ..encoders.augment import Augment, RandAugment, Shift
 from ..encoders.checkpoint import Encoder, write_tensors
 from ..encoders.device import device_name, engine, keep_freed_memory, pick_device, pick_precision
-from ..encoders.network import build, to_tensor
+from ..encoders.network import PreActResNet, build, to_tensor
 from ..encoders.state import State
 from .base import Batch, Division, Net, Site, Step, Trainer, average, log_probs
 
@@ -329,6 +329,11 @@ def _check(recipe: Recipe, n: int, channels: int, start: Encoder | None) -> None
         raise InputError(f"the weight decay must be 0 or more and finite, got {recipe.weight_decay}")
     if recipe.epochs < 1:
         raise InputError(f"training needs at least one epoch, got {recipe.epochs}")
+    if start is not None and not isinstance(start.network, PreActResNet):
+        raise InputError(
+            f"encoder {start.card.name} was trained elsewhere and only embeds; start from one that was trained here, "
+            "or from scratch"
+        )
     if start is not None and start.card.channels != channels:
         raise InputError(
             f"encoder {start.card.name} was trained on pictures with {start.card.channels} channel(s), these have "

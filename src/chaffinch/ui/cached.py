@@ -15,9 +15,9 @@ from ..base.errors import InputError
 from ..base.files import assets_dir
 from ..data import NoisyDataset, open_dataset
 from ..data.sources import fingerprint
-from ..lineup import Row, figures_key, stored
+from ..lineup import Row, at_hand, figures_key, stored
 from ..spec import Spec
-from ..study import Study, embeddings, encoder_cards
+from ..study import SMALL, Study, default_encoder, embeddings, encoder_cards
 from ..thumbnails import Sheets, make_sheets
 from ..workspace import Workspace
 
@@ -30,7 +30,8 @@ def study(spec: Spec) -> Study:
     Raises:
         InputError: the dataset cannot be opened.
     """
-    trained = encoder_cards(Workspace()).get(spec.encoder.partition(":")[0], (None, {}))[1].get("sha256", "")
+    encoder = spec.encoder or usual_encoder(spec.dataset)
+    trained = encoder_cards(Workspace()).get(encoder.partition(":")[0], (None, {}))[1].get("sha256", "")
     with _OPENING:
         workspace = Workspace()
         return _study(
@@ -113,13 +114,23 @@ def forget() -> None:
         _pulls.cache_clear()
 
 
+def usual_encoder(name: str) -> str:
+    """The encoder of a dataset for those who choose none; where that cannot be opened, the one for small pictures."""
+    try:
+        return default_encoder(dataset(name).observed.images, encoder_cards(Workspace()))[0]
+    except InputError:
+        return SMALL
+
+
 def encoder_names() -> dict[str, str]:
     """The encoders at hand and one line on each, from their model cards."""
     return {name: _line(card) for name, (_, card) in encoder_cards(Workspace()).items()}
 
 
 def _line(card: dict[str, Any]) -> str:
-    return card.get("error") or f"{card['loss']}, {card['epochs']} epochs on {card['dataset']} ({card['device']})"
+    if "error" in card or card.get("about"):
+        return str(card.get("error") or f"{card['about']['name']}: trained on {card['dataset']}")
+    return f"{card['loss']}, {card['epochs']} epochs on {card['dataset']} ({card['device']})"
 
 
 def embedding_names() -> dict[str, str]:
@@ -135,14 +146,16 @@ def measured(spec: Spec) -> tuple[dict[str, Row], list[str]]:
     """Figures of the encoders at hand on a view's dataset, as far as they are known, and the names of the rest."""
     workspace, known, rest = Workspace(), dict[str, Row](), list[str]()
     state = fingerprint(spec.dataset)
-    for name, (_, card) in encoder_cards(workspace).items():
-        for full in () if "error" in card else embeddings(name, card):
+    cards = {name: card for name, (_, card) in encoder_cards(workspace).items() if "error" not in card}
+    wanted = at_hand(cards, usual_encoder(spec.dataset))
+    for name, card in cards.items():
+        for full in embeddings(name, card):
             key = _figures_key(state, card["sha256"], spec.dataset, full, spec.seed, str(workspace.root))
             if key not in _rows and (row := stored(workspace, key)) is not None:
                 _rows[key] = row
             if key in _rows:
                 known[full] = _rows[key]
-            else:
+            elif full in wanted:
                 rest.append(full)
     return known, rest
 

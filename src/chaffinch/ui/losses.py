@@ -83,10 +83,10 @@ class Side:
         return found.card if found else None
 
 
-def pick(spec: Spec) -> Spec:
-    """Choose the encoder on the right."""
+def pick(spec: Spec, study: Study) -> Spec:
+    """Choose the encoder on the right of that of a study."""
     names = cached.embedding_names()
-    options = [name for name in names if name != spec.encoder]
+    options = [name for name in names if name != study.encoder]
     if not options:
         st.info(
             "There is only one encoder at hand. Train another one below, with another loss, and both are shown here "
@@ -95,7 +95,7 @@ def pick(spec: Spec) -> Spec:
         )
         return replace(spec, beside="")
     chosen = st.selectbox(
-        f"On the right, beside {spec.encoder}",
+        f"On the right, beside {study.encoder}",
         options,
         key=begin("beside", spec.beside if spec.beside in options else options[0], options),
         format_func=lambda name: f"{name} — {names[name].partition(' (')[0]}",
@@ -168,6 +168,8 @@ def _heading(s: Side) -> None:
     """Name and loss of one side."""
     card, loss = s.card, s.loss
     words = f"{escape(loss.name)}, {card['epochs']} epochs" if loss else escape(str(card.get("loss", "from the data")))
+    if card.get("about"):
+        words = escape(", ".join([*([loss.name] if loss else []), f"trained on {card['dataset']}"]))
     st.html(
         f'<div class="cf-side"><i style="background:{s.colour}"></i><b>{escape(s.name)}</b><span>{words}</span></div>'
         "<style>.cf-side{display:flex;flex-wrap:wrap;align-items:center;gap:.1rem .5rem}.cf-side i{width:.8rem;"
@@ -485,5 +487,8 @@ def _parameters(s: Side) -> str:
         f"- **{plain(name)}** = `{value}`" + (f": {methods.inline(words[name])}" if words.get(name) else "")
         for name, value in card.get("loss_parameters", {}).items()
     ]
-    recipe = f"batch {card['batch']}, seed {card['seed']}, {card['architecture']}, on {card['dataset']}"
-    return "\n".join([*lines, f"- trained with {plain(recipe)}"])
+    recipe = f"trained with batch {card['batch']}, seed {card['seed']}, {card['architecture']}, on {card['dataset']}"
+    if about := card.get("about"):
+        told = (f"{about['name']}, trained on {card['dataset']}", about.get("source"), about.get("licence"))
+        recipe = "; ".join(filter(None, told))
+    return "\n".join([*lines, f"- {plain(recipe)}"])

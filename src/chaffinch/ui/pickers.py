@@ -31,19 +31,24 @@ def dataset_and_encoder(spec: Spec) -> Spec:
     with st.sidebar:
         st.markdown("#### Dataset")
         name = _dataset(spec.dataset)
+        usual, chosen = cached.usual_encoder(name), spec.encoder
+        if name != spec.dataset and usual != cached.usual_encoder(spec.dataset):
+            st.session_state.pop("encoder", None)  # pictures of another kind, so the choice begins anew
+            chosen = ""
         names = cached.encoder_names()
         own = [] if name.startswith(BUNDLED) else [OWN_FEATURES]
-        options = list(dict.fromkeys([*names, *own, spec.encoder]))  # an unknown one is explained, not hidden
+        options = list(dict.fromkeys([*names, *own, chosen or usual]))  # an unknown one is explained, not hidden
         encoder = st.selectbox(
             "Encoder",
             options,
-            key=begin("encoder", spec.encoder, options),
+            key=begin("encoder", chosen or usual, options),
             format_func=lambda slug: "features in the data" if slug == OWN_FEATURES else slug,
             help="What turns pictures into features; type to search. The page Losses puts two of them side by side.",
         )
         if encoder in names:
             st.caption(plain(names[encoder]))
-    if name != spec.dataset or encoder != spec.encoder:
+    if name != spec.dataset or encoder != (spec.encoder or usual):
+        encoder = "" if encoder == usual else encoder
         beside = spec.beside_outline if name == spec.dataset else ""
         spec = replace(
             spec, dataset=name, encoder=encoder, sample="", label="", outline="", beside_outline=beside, page=1,
@@ -125,6 +130,8 @@ def about(study: Study) -> None:
     if troubles := (*dataset.warnings, *dataset.undecoded):
         with st.sidebar.expander(_count(len(troubles), "warning", "warnings"), icon=":material/warning:"):
             st.caption(_listed(troubles[:LISTED], len(troubles)))
+    if study.advice:
+        st.sidebar.info(plain(study.advice), icon=":material/lightbulb:")
     if study.encoder == OWN_FEATURES:
         st.sidebar.caption("The features that came with the data are used; no encoder is needed.")
 

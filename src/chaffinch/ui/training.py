@@ -15,7 +15,7 @@ from ..card import KINDS
 from ..figures import losses as figures
 from ..figures.palette import KIND_COLOURS, SIDES, class_colours
 from ..spec import Spec
-from ..study import Study, encoder_cards
+from ..study import SMALL_SIDE, Study, encoder_cards
 from ..training import JOB, Plan
 from ..workspace import Workspace
 from . import cached, jobs, methods
@@ -42,7 +42,7 @@ def section(spec: Spec, study: Study) -> None:
     if plan is None or not state:
         _form(spec, study)
     elif "done" in state:
-        _done(spec, job, plan, state)
+        _done(spec, study, job, plan, state)
         _form(spec, study)
     else:
         _paused(job, plan, state)
@@ -126,7 +126,7 @@ def _course(job: jobs.Job, plan: Plan, state: dict[str, Any]) -> None:
         )
 
 
-def _done(spec: Spec, job: jobs.Job, plan: Plan, state: dict[str, Any]) -> None:
+def _done(spec: Spec, study: Study, job: jobs.Job, plan: Plan, state: dict[str, Any]) -> None:
     """A training that has ended well."""
     name = str(state.get("encoder", plan.name))
     if name not in encoder_cards(job.workspace):
@@ -138,9 +138,9 @@ def _done(spec: Spec, job: jobs.Job, plan: Plan, state: dict[str, Any]) -> None:
         keep(replace(spec, beside=name, beside_outline=""))
 
     with st.container(horizontal=True):
-        if name not in (spec.encoder, spec.beside):
+        if name not in (study.encoder, spec.beside):
             st.button(
-                f"Put it beside {spec.encoder}", key="train-show", type="primary", on_click=show,
+                f"Put it beside {study.encoder}", key="train-show", type="primary", on_click=show,
                 icon=":material/compare:",
             )  # fmt: skip
         st.button("Close", key="train-close", on_click=lambda: job.workspace.note(JOB, {}), icon=":material/close:")
@@ -198,6 +198,10 @@ def _form(spec: Spec, study: Study) -> None:
         batch = _whole("Batch", "train-batch", min(256, n), 2, n, "Pictures in one step; they are what a contrastive "
                        "loss compares with.")  # fmt: skip
         seed = _whole("Seed", "train-seed", 0, 0, 2**32 - 1, "Of the first weights, the order and the views.")
+        side, images = Plan.side, study.observed.images
+        if images is not None and (largest := max(images.shape[1:3])) > SMALL_SIDE:
+            side = _whole("Size", "train-side", min(side, largest), 8, largest, "Pixels a side at which it sees the "
+                          "pictures: half as many are four times as fast.")  # fmt: skip
         flip = st.checkbox(
             "Mirror", key=begin("train-flip", True), help="May pictures be mirrored? Not digits or text."
         )
@@ -206,7 +210,9 @@ def _form(spec: Spec, study: Study) -> None:
     if st.button("Start training", key="train-start", type="primary", icon=":material/play_arrow:"):
         try:
             name = training.free_name(study.workspace, loss)
-            plan = Plan(spec.dataset, name, loss, training.options(loss, given), epochs, batch, seed, network, flip)
+            plan = Plan(
+                spec.dataset, name, loss, training.options(loss, given), epochs, batch, seed, network, flip, side
+            )
         except InputError as error:
             st.error(plain(str(error)), icon=":material/error:")
         else:
