@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from .palette import FAINT, SUSPICION, class_colours, on_scale, steps
-from .thinning import MOST, density, thin, told
+from .thinning import MOST, POINTS, density, thin, told
 
 
 def scatter(
@@ -42,7 +42,7 @@ def scatter(
         A figure with one WebGL trace a category that occurs, or a single one on a scale. A thinned one says so.
     """
     figure = go.Figure()
-    shown = thin(np.zeros(len(xy), bool), suspicion, most=most)
+    shown = thin(np.zeros(len(xy), bool), suspicion, most=most, points=min(POINTS, most))
     points = np.arange(len(xy)) if shown is None else shown
     if shown is not None:
         _underlay(figure, xy, values, names, colours, shown)
