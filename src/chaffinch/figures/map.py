@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -79,7 +80,7 @@ def scatter(
 def _underlay(
     figure: go.Figure,
     xy: NDArray[np.floating],
-    values: NDArray[np.generic],
+    values: NDArray[Any],
     names: Sequence[str],
     colours: Sequence[str],
     shown: NDArray[np.int64],
@@ -87,6 +88,7 @@ def _underlay(
     """The samples that are not points, as a picture below them."""
     rest = np.ones(len(xy), bool)
     rest[shown] = False
+    code: NDArray[np.integer[Any]]
     if names:
         palette = tuple(colours) or class_colours(len(names))
         code, lit = values.astype(np.int64) % len(palette), np.asarray(values >= 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ def class_colours(count: int) -> tuple[str, ...]:
 
 
 def on_scale(
-    values: NDArray[np.generic], span: tuple[float, float] | None = None
+    values: NDArray[Any], span: tuple[float, float] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[float, float]]:
     """Numbers as steps (N,) of 256 on a scale, which of them are finite (N,), and the ends of the scale.
 
