@@ -19,7 +19,7 @@ POINTS = 10_000
 FINEST = 512
 """Cells along the longer side of a density picture, at most."""
 
-FAINTEST, DENSEST = 56, 230
+FAINTEST, DENSEST = 84, 235
 """Opacity, of 255, of a cell with one sample and of a full one."""
 
 
