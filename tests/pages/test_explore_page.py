@@ -18,6 +18,7 @@ from chaffinch.spec import Cut, Spec
 from chaffinch.study import Study
 from chaffinch.ui.scatter import MapEvent
 from chaffinch.views import tally
+from chaffinch.workspace import pack
 
 APP = str(Path(__file__).parents[2] / "app.py")
 
@@ -99,6 +100,20 @@ def test_switching_a_detector_changes_the_counts_and_the_link(open_app, spec):
     assert not app.exception
     assert strip(app) != before
     assert app.query_params["detectors"] == "lsa@budget=0.05,small-loss"
+
+
+def test_a_map_whose_samples_were_not_all_laid_out_says_so(open_app, spec, monkeypatch):
+    study = Study(spec.dataset, "features")
+    quality = pack({"trustworthiness": 0.9, "continuity": 0.8, "preservation": 0.2})
+    study.workspace.store("map", study.map_key("umap"), {"xy": study.map("pca"), "quality": quality})
+    app = open_app(replace(spec, map="umap"))
+    told = " ".join(c.value for c in app.caption)
+    assert "How far to trust this UMAP map" in told
+    assert "laid out" not in told
+    monkeypatch.setattr("chaffinch.ui.explore.MOST", 100)
+    assert "100 samples were laid out, the others put between their neighbours." in " ".join(
+        c.value for c in app.run().caption
+    )
 
 
 def test_a_map_of_very_many_draws_the_most_suspicious_and_says_so(open_app, spec, drawn, monkeypatch):

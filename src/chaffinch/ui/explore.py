@@ -16,7 +16,7 @@ from ..base.errors import InputError
 from ..card import KINDS
 from ..figures import learning, thinning
 from ..figures.palette import KIND_COLOURS
-from ..projection import SMALLEST
+from ..projection import MOST, SMALLEST
 from ..spec import MAPS, Cut, Spec
 from ..study import Detection, Study
 from ..thumbnails import picture_png
@@ -248,6 +248,7 @@ def map_footer(study: Study, kind: str, focus: int | None) -> None:
         st.caption(f"The cross-hair marks {plain(study.name_of(focus))}; it is opened beside the map, or below it.")
     trust = study.map_trust(kind)
     made = "PCA" if len(study) < SMALLEST else kind.upper()
+    placed = kind == "umap" and len(study) > MOST
     if study.observed.xy is not None:
         st.caption("The coordinates of this map came with the data.")
     elif trust:
@@ -255,6 +256,7 @@ def map_footer(study: Study, kind: str, focus: int | None) -> None:
             f"How far to trust this {made} map (k = 10): trustworthiness {trust['trustworthiness']:.3f} "
             f"(1 = no false neighbours), continuity {trust['continuity']:.3f} (1 = none torn away), "
             f"{trust['preservation']:.0%} of each sample's nearest neighbours stay among its nearest on the map."
+            + (f" {MOST:,} samples were laid out, the others put between their neighbours." if placed else "")
         )
 
 
