@@ -114,7 +114,8 @@ class PointMap {
 
   /** The density picture of the samples that are no points: {image, bounds}, or null. */
   async fetchHaze(haze) {
-    if (!haze || haze.path === this.hazed?.path) return haze ? this.hazed : null;
+    if (!haze) return null;
+    if (haze.path === this.hazed?.path) return { ...haze, image: this.hazed.image };
     const image = new Image();
     image.src = address(haze.path);
     await image.decode();
