@@ -1,9 +1,12 @@
 """How time and memory grow with the number of samples, for what a first look at a dataset needs.
 
-python benchmarks/scale.py [--json] [--sizes 10000 100000 1000000]
+python benchmarks/scale.py [--json] [--sizes 1000 10000 100000 1000000]
 
-Synthetic features of 128 dimensions in 7 classes, 15 % of the labels wrong and 20 % of the samples foreign. At
-1,000,000 all of it must finish on two cores in 24 GB.
+Synthetic features of 128 dimensions in 7 classes, 15 % of the labels wrong and 20 % of the samples foreign, in a file
+(``arrays:PATH.npz``) that a process of its own opens for each size, with an empty workspace. Seconds are wall-clock,
+imports and compilation included; memory is the most that the process held during a step. The total is from the file to
+a map, the flags of all these detectors and the verdict: at 1,000,000 it must take at most 10 minutes and 8 GB on two
+cores. After that: the record of a quick head, which other detectors need, and pictures through the encoder ``simclr``.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ import contextlib
 import ctypes
 import json
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,12 +27,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chaffinch import registry
+from chaffinch.base.files import asset
 from chaffinch.data import MISLABELLED, OOD, Observed
-from chaffinch.evidence import Evidence
 from chaffinch.metrics.detection import ranking
 from chaffinch.metrics.verdict import three_way
-from chaffinch.verdict import judge
+from chaffinch.study import Study
+from chaffinch.workspace import Workspace
 
 Row = dict[str, Any]
 
@@ -83,58 +88,142 @@ def measured(work: Callable[[], Any]) -> tuple[Any, float, float, float]:
     return result, time.perf_counter() - start, before, resident(peak=True)
 
 
-def steps(n: int, dim: int, classes: int) -> Iterator[Row]:
-    """A row for each step on n samples, as soon as it is done."""
-    X, y, kind = mixture(n, dim, classes, wrong=0.15, foreign=0.20)
-    evidence = Evidence(observed(X, y), X)
+PICTURES = 2000
+"""Pictures that are embedded to time one."""
 
-    def row(name: str, work: Callable[[], Any]) -> tuple[Any, Row]:
+
+def steps(path: Path, home: Path) -> Iterator[Row]:
+    """A row for each step on the arrays in a file, as soon as it is done; the total; then what embedding costs."""
+    n, dim, classes = 0, 0, 0
+    done: list[Row] = []
+
+    def row(step: str, work: Callable[[], Any]) -> tuple[Any, Row]:
+        cpu = time.process_time()
         result, seconds, _, peak = measured(work)
-        size = {"what": f"{name}, {n:,} x {dim} x {classes}", "step": name, "n": n}
-        return result, {**size, "ours_s": seconds, "peer": None, "peer_s": None, "ratio": None, "peak_mb": peak}
+        line = {"step": step, "ours_s": seconds, "peer": None, "peer_s": None, "ratio": None, "peak_mb": peak}
+        line["cpu_s"] = time.process_time() - cpu
+        done.append(line)
+        return result, line
 
-    found, line = row("neighbours", lambda: evidence.neighbors)
-    yield line | {"recall": found.recall}
-    found, line = row("probe", lambda: evidence.probe)
-    yield line
+    def open_it() -> Study:
+        study = Study(f"arrays:{path}", "features", workspace=Workspace(home))
+        study.key  # noqa: B018  the hash that every result is kept under
+        return study
+
+    study, line = row("open the file", open_it)
+    assert study.features is not None
+    assert study.truth is not None
+    (n, dim), classes, kind = study.features.shape, len(study.observed.classes), study.truth.kind
+    size = {"n": n, "what": f"{n:,} x {dim} x {classes}"}
+    yield size | line
+    found, line = row("neighbours", lambda: study.evidence.neighbors)
+    yield size | line | {"recall": found.recall, "method": "exact" if found.recall == 1 else "cells"}
+    found, line = row("probe", lambda: study.evidence.probe)
+    yield size | line
     for slug in DETECTORS:
-        detector = registry.get("detector", slug)()
-        found, line = row(slug, lambda d=detector: d.fit(**evidence.gather(d)))
-        ranked = ranking(found.scores_, kind)
-        yield line | {name: ranked[name] for name in ("auroc_ood", "auroc_mislabelled", "auroc_any")}
-    found, line = row("verdict", lambda: judge(X, y, classes))
-    yield line | {"macro_f1": three_way(found.proba, kind)["macro_f1"]}
+        found, line = row(slug, lambda slug=slug: study.detect(slug))
+        ranked = ranking(found.scores, kind)
+        yield size | line | {name: ranked[name] for name in ("auroc_ood", "auroc_mislabelled", "auroc_any")}
+    verdict, line = row("verdict", study.verdict)
+    yield size | line | {"macro_f1": three_way(verdict.proba, kind)["macro_f1"]}
+    xy, line = row("map", study.map)
+    yield size | line | {"trustworthiness": study.map_trust()["trustworthiness"]}
+
+    def draw() -> str:
+        from chaffinch.figures.map import scatter
+
+        figure = scatter(xy, study.observed.labels, study.observed.classes, suspicion=verdict.noise)
+        return str(figure.to_json())
+
+    found, line = row("first figure", draw)
+    yield size | line | {"json_mb": len(found) / 1e6}
+    spent = {name: sum(line[name] for line in done) for name in ("ours_s", "cpu_s")}
+    total = {"step": "total", "peer": None, "peer_s": None, "ratio": None, **spent}
+    yield size | total | {"peak_mb": max(line["peak_mb"] for line in done)}
+    found, line = row("quick head", lambda: study.evidence.history)
+    yield size | line
+    with np.load(asset("fashion-web", "pool.npz")) as pool:
+        images = pool["id_images"][: min(n, PICTURES)]
+    from chaffinch.encoders.checkpoint import load_encoder
+
+    encoder = load_encoder(asset("encoders", "simclr.safetensors"))
+    found, line = row("embed, a picture", lambda: encoder.embed(images))
+    yield size | line | {"ours_s": line["ours_s"] / len(images), "pictures": len(images)}
 
 
-def growth(rows: Sequence[Row]) -> list[Row]:
+def measure(n: int) -> Iterator[Row]:
+    """The rows of `steps` for n samples, from a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="chaffinch-scale-") as folder:
+        path = Path(folder) / "mixture.npz"
+        X, y, kind = mixture(n, 128, 7, wrong=0.15, foreign=0.20)
+        np.savez(path, features=X, labels=y, kind=kind)
+        del X
+        command = [sys.executable, __file__, "--file", str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            yield from map(json.loads, child.stdout)
+        if child.returncode:
+            raise SystemExit(f"{n:,} samples: the process ended with {child.returncode}")
+
+
+def growth(rows: Sequence[Row]) -> dict[str, float]:
     """For each step the exponent e in seconds ~ n^e, by least squares over all sizes."""
-    out = []
+    out = {}
     for step in dict.fromkeys(row["step"] for row in rows):
-        of = [row for row in rows if row["step"] == step]
-        n, s = ([np.log(row[key]) for row in of] for key in ("n", "ours_s"))
-        out.append({"what": f"{step}, growth of time", "step": step, "exponent": float(np.polyfit(n, s, 1)[0])})
+        n, s = ([np.log(row[key]) for row in rows if row["step"] == step] for key in ("n", "ours_s"))
+        out[step] = float(np.polyfit(n, s, 1)[0])
     return out
 
 
+def cell(row: Row) -> str:
+    """Time, memory and what else is told of a step, for the table."""
+    seconds, memory = row["ours_s"], row["peak_mb"]
+    time_told = f"{1000 * seconds:.1f} ms" if seconds < 0.1 else f"{seconds:.1f} s" if seconds < 100 else clock(seconds)
+    told = [time_told, f"{memory / 1000:.1f} GB" if memory >= 1000 else f"{memory:.0f} MB"]
+    if "recall" in row:
+        told.append("exact" if row["method"] == "exact" else f"recall {row['recall']:.3f}")
+    told += [f"{row['json_mb']:.1f} MB of JSON"] if "json_mb" in row else []
+    return ", ".join(told)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds."""
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, a column for each size."""
+    sizes = sorted({row["n"] for row in rows})
+    at = {(row["step"], row["n"]): row for row in rows}
+    lines = [["step", *(f"{n:,}" for n in sizes)], ["---"] * (len(sizes) + 1)]
+    lines += [[step, *(cell(at[step, n]) for n in sizes)] for step in dict.fromkeys(row["step"] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> None:
-    """Measure and print; each row of the table as soon as it is known."""
+    """Measure and print; each row is told on standard error as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="numbers of samples")
+    sizes = [1000, 10_000, 100_000, 1_000_000]
+    parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="numbers of samples")
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)  # the process of one size
     options = parser.parse_args()
+    if options.file:
+        for row in steps(options.file, options.file.parent / "home"):
+            print(json.dumps(row), flush=True)
+        return
     rows: list[Row] = []
     for n in options.sizes:
-        for row in steps(n, 128, 7):
+        for row in measure(n):
             rows.append(row)
-            if not options.json:
-                told = ", ".join(f"{k} {v:.3f}" for k, v in row.items() if k.startswith(("auroc", "recall", "macro")))
-                print(f"{row['what']:44s} {row['ours_s']:9.2f} s   peak {row['peak_mb']:7.0f} MB   {told}", flush=True)
-    grown = growth(rows) if len(options.sizes) > 1 else []
+            scores = {k: v for k, v in row.items() if k.startswith(("auroc", "macro", "trust"))}
+            told = ", ".join([f"{row['cpu_s']:.1f} s of one core", *(f"{k} {v:.3f}" for k, v in scores.items())])
+            print(f"{row['n']:>9,} {row['step']:20s} {cell(row)}; {told}", file=sys.stderr, flush=True)
     if options.json:
-        print(json.dumps([*rows, *grown], indent=1))
-        return
-    for row in grown:
-        print(f"{row['step']:44s} seconds ~ n^{row['exponent']:.2f}")
+        grown = growth(rows) if len(options.sizes) > 1 else {}
+        print(json.dumps([*rows, *({"what": "growth", "step": k, "exponent": e} for k, e in grown.items())], indent=1))
+    else:
+        print(table(rows))
 
 
 if __name__ == "__main__":

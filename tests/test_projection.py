@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from chaffinch.base.errors import InputError
-from chaffinch.base.neighbors import nearest
+from chaffinch.base.neighbors import Neighbors, nearest
 from chaffinch.metrics.embedding import map_quality
-from chaffinch.projection import SMALLEST, pca, umap
+from chaffinch.projection import SMALLEST, _place, pca, umap
 
 
 def clusters(n=300, dim=8, seed=0):
@@ -130,3 +130,83 @@ class TestUmap:
         X = np.ones((60, 4), np.float32)
         with pytest.raises(InputError, match="no finite map for these features; use the PCA map"):
             umap(X, nearest(X, 20), epochs=5)
+
+
+@pytest.fixture(scope="module")
+def thinned():
+    """Clusters of which a third is laid out, the samples that are, and the shares it reported."""
+    X, y = clusters(1500, seed=3)
+    near, shares = nearest(X, 20), []
+    return X, y, near, umap(X, near, epochs=60, most=500, progress=shares.append), shares
+
+
+class TestOfManySamples:
+    """Above ``most`` samples some are laid out, and the others placed by them."""
+
+    def test_is_about_as_good_as_a_layout_of_all(self, thinned):
+        X, y, near, xy, _ = thinned
+        some, every = map_quality(X, xy), map_quality(X, umap(X, near, epochs=60))
+        for name in ("trustworthiness", "continuity"):
+            assert some[name] > every[name] - 0.02
+        assert some["preservation"] > every["preservation"] - 0.1
+        assert (xy.dtype, xy.shape) == (np.float32, (1500, 2))
+        assert np.ptp(xy, axis=0).max() == pytest.approx(20, rel=1e-5)
+        around = np.argsort(((xy[:, None] - xy[None]) ** 2).sum(-1), axis=1)[:, 1:6]
+        assert (y[around] == y[:, None]).mean() > 0.95
+
+    def test_progress_covers_all_of_it(self, thinned):
+        shares = thinned[4]
+        assert shares == sorted(shares)
+        assert shares[0] <= 0.1
+        assert 0.3 < np.median(shares) < 0.8
+        assert shares[-1] == 1.0
+
+    def test_same_seed_same_bits(self, thinned):
+        X, _, near, xy, _ = thinned
+        np.testing.assert_array_equal(umap(X, near, epochs=60, most=500), xy)
+        assert not np.array_equal(umap(X, near, epochs=60, most=500, seed=1), xy)
+
+    def test_the_limit_itself_is_laid_out_whole(self, drawn):
+        X, _, near, xy, _, _ = drawn
+        np.testing.assert_array_equal(umap(X, near, epochs=60, seed=1, most=300), xy)
+
+    def test_too_few_to_lay_out(self, drawn):
+        with pytest.raises(InputError, match="at least 50 samples to lay out, got 20"):
+            umap(drawn[0], drawn[2], most=20)
+
+
+class TestPlace:
+    """Where a sample goes that was not laid out."""
+
+    def near(self, indices, similarity):
+        return Neighbors(np.array(indices), np.array(similarity, np.float32))
+
+    def place(self, near, xy, seed=0):
+        xy = np.array(xy, np.float32)
+        _place(np.eye(len(xy), dtype=np.float32), near, xy, seed)
+        return xy
+
+    def test_between_its_nearest_that_have_a_place_by_the_square_of_their_distance(self):
+        near = self.near([[1, 3, 2, 4, 5]] + [[0, 1, 2, 3, 4]] * 5, [[0.9, 0.9, 0.8, 0.7, 0.6]] * 6)
+        nan = [np.nan] * 2
+        xy = self.place(near, [nan, [0, 0], [30, 0], nan, [0, 60], [500, 500]])
+        # its three: 1 at distance 0.1, 2 at 0.2, 4 at 0.3; 5 is the fourth, 3 has no place itself
+        weights = np.array([1, 1 / 4, 1 / 9])
+        expected = weights @ [[0, 0], [30, 0], [0, 60]] / weights.sum()
+        np.testing.assert_allclose(xy[0], expected, atol=4)  # the noise is a thousandth of 500
+        assert (xy[[1, 2, 4, 5]] == [[0, 0], [30, 0], [0, 60], [500, 500]]).all()
+
+    def test_those_that_wait_are_placed_by_those_placed_before(self):
+        nan = [np.nan] * 2
+        near = self.near([[1], [0], [1], [2], [3]], [[0.9]] * 5)
+        xy = self.place(near, [[0, 0], [10, 10], nan, nan, nan])
+        np.testing.assert_allclose(xy[2:], [[10, 10]] * 3, atol=0.15)
+        assert len(np.unique(xy, axis=0)) == 5, "nobody stacks"
+        np.testing.assert_array_equal(xy, self.place(near, [[0, 0], [10, 10], nan, nan, nan]))
+        assert (self.place(near, [[0, 0], [10, 10], nan, nan, nan], seed=1)[2:] != xy[2:]).any()
+
+    def test_a_group_that_knows_only_itself_goes_to_the_nearest_of_all(self):
+        X = np.array([[1, 0], [0, 1], [0.1, 1], [0.1, 1.01]], np.float32)
+        xy = np.array([[0, 0], [10, 10], [np.nan] * 2, [np.nan] * 2], np.float32)
+        _place(X, self.near([[1], [0], [3], [2]], [[0.9]] * 4), xy, 0)
+        np.testing.assert_allclose(xy[2:], [[10, 10]] * 2, atol=0.1)

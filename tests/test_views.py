@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from chaffinch import views
 from chaffinch.card import KINDS
@@ -14,7 +12,7 @@ from chaffinch.figures import palette
 from chaffinch.spec import Cut
 from chaffinch.study import Detection, Study
 from chaffinch.verdict import Verdict
-from chaffinch.views import Cost, colouring, cost, gallery_order, inspect, summary, suspicion, tally, thin, vote
+from chaffinch.views import Cost, colouring, cost, gallery_order, inspect, summary, suspicion, tally, vote
 
 
 def toy(slug, scores, own=None, suggestions=None):
@@ -363,30 +361,6 @@ class TestTally:
         counts = tally(study.verdict(), None)
         assert sum(counts.values()) == 180
         assert counts["clean"] > counts["mislabelled"] > 0
-
-
-class TestThin:
-    def test_all_can_be_sent(self):
-        assert thin(np.zeros(10, bool), 10) is None
-
-    @given(st.lists(st.booleans(), min_size=2, max_size=60), st.data())
-    def test_keeps_all_flagged(self, flagged, data):
-        flagged = np.array(flagged)
-        most = data.draw(st.integers(1, len(flagged) - 1))
-        kept = thin(flagged, most)
-        assert len(kept) == most
-        assert (np.diff(kept) > 0).all()
-        if flagged.sum() <= most:
-            assert set(np.flatnonzero(flagged)) <= set(kept)
-        else:
-            assert flagged[kept].all()
-
-    def test_the_rest_is_a_seeded_sample(self):
-        flagged = np.arange(1000) < 100
-        one, again, other = thin(flagged, 300), thin(flagged, 300), thin(flagged, 300, seed=1)
-        np.testing.assert_array_equal(one, again)
-        assert (one != other).any()
-        assert 450 < one[100:].mean() < 650, "from all over the dataset"
 
 
 def test_an_outline_survives_a_link():

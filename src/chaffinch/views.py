@@ -330,17 +330,3 @@ def read_outline(text: str) -> NDArray[np.float64] | None:
     except ValueError:
         return None
     return polygon if polygon.ndim == 2 and polygon.shape[0] >= 3 and polygon.shape[1] == 2 else None
-
-
-def thin(flagged: Flags, most: int, seed: int = 0) -> NDArray[np.int64] | None:
-    """Which points to send to the browser when there are too many: all flagged ones first, then a random sample.
-
-    Returns:
-        sorted positions, or None if all can be sent.
-    """
-    n = len(flagged)
-    if n <= most:
-        return None
-    order = np.random.default_rng(seed).permutation(n)
-    order = order[np.argsort(~flagged[order], kind="stable")]
-    return np.sort(order[:most])

@@ -47,6 +47,16 @@ def maps(app: AppTest) -> int:
     return sum("chaffinch.map" in c.proto.component_name for c in app.get("bidi_component"))
 
 
+def test_maps_share_the_points_that_a_browser_can_draw(open_page, spec, monkeypatch):
+    monkeypatch.setattr("chaffinch.figures.thinning.MOST", 300)  # a hundred for each of three maps
+    monkeypatch.setattr("chaffinch.figures.thinning.POINTS", 120)
+    app = open_page(spec)
+    assert maps(app) == 3
+    assert "Showing 40 of 180 points: the most suspicious (40 of " in words(app)
+    monkeypatch.setattr("chaffinch.figures.thinning.MOST", 540)
+    assert "as density" not in words(app.run())
+
+
 def test_first_run_shows_every_section(open_page, spec):
     app = open_page(spec)
     assert maps(app) == 3

@@ -19,6 +19,7 @@ from chaffinch.spec import Cut, Spec
 from chaffinch.study import Study
 from chaffinch.ui.scatter import MapEvent
 from chaffinch.views import tally
+from chaffinch.workspace import pack
 
 APP = str(Path(__file__).parents[2] / "app.py")
 
@@ -44,10 +45,10 @@ def spec(arrays_file) -> Spec:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What the page last gave to the map and to the gallery; ``outline`` is the selection that the map answers."""
-    seen = SimpleNamespace(colours=None, tiles=[], outline=None)
+    seen = SimpleNamespace(colours=None, tiles=[], outline=None, options={})
 
     def scatter_map(xy, colours, **options):
-        seen.colours = colours
+        seen.colours, seen.options = colours, options
         return MapEvent(None, seen.outline)
 
     def gallery(tiles, sheets, *, key, **options):
@@ -100,6 +101,48 @@ def test_switching_a_detector_changes_the_counts_and_the_link(open_app, spec):
     assert not app.exception
     assert strip(app) != before
     assert app.query_params["detectors"] == "lsa@budget=0.05,small-loss"
+
+
+def test_a_map_whose_samples_were_not_all_laid_out_says_so(open_app, spec, monkeypatch):
+    study = Study(spec.dataset, "features")
+    quality = pack({"trustworthiness": 0.9, "continuity": 0.8, "preservation": 0.2})
+    study.workspace.store("map", study.map_key("umap"), {"xy": study.map("pca"), "quality": quality})
+    app = open_app(replace(spec, map="umap"))
+    told = " ".join(c.value for c in app.caption)
+    assert "How far to trust this UMAP map" in told
+    assert "laid out" not in told
+    monkeypatch.setattr("chaffinch.ui.explore.MOST", 100)
+    assert "100 samples were laid out, the others put between their neighbours." in " ".join(
+        c.value for c in app.run().caption
+    )
+
+
+def test_a_map_of_very_many_draws_the_most_suspicious_and_says_so(open_app, spec, drawn, monkeypatch):
+    monkeypatch.setattr("chaffinch.figures.thinning.MOST", 150)
+    monkeypatch.setattr("chaffinch.figures.thinning.POINTS", 60)
+    few, whole = Cut("small-loss", budget=0.2), np.array([(-99, -99), (99, -99), (99, 99), (-99, 99)], float)
+    app = open_app(replace(spec, detectors=(few,)))
+    study = Study(spec.dataset, "features")
+    found = study.detect("small-loss")
+    shown = drawn.options["shown"]
+    assert drawn.options["rest"] is True
+    assert shown.tolist() == np.sort(np.argsort(-found.scores, kind="stable")[:60]).tolist()
+    assert len(drawn.options["hover"]) == 60
+    assert drawn.options["hover"][0].endswith(f"\n{study.observed.ids[shown[0]]}")
+    assert len(drawn.colours.values) == 180, "the density picture needs all of them"
+    told = " ".join(c.value for c in app.caption)
+    assert "Showing 60 of 180 points: the most suspicious (all 36 flagged ones); the rest as density" in told
+    drawn.outline = whole
+    assert "<b>180</b><span>selected</span>" in strip(app.run()), "drawn or not"
+
+    drawn.outline = None
+    app = open_app(replace(spec, detectors=()))
+    assert "Showing 60 of 180 points: a random draw; the rest as density" in " ".join(c.value for c in app.caption)
+    monkeypatch.setattr("chaffinch.figures.thinning.MOST", 180)
+    app = open_app(spec)
+    assert drawn.options["shown"] is None
+    assert len(drawn.options["hover"]) == 180
+    assert "as density" not in " ".join(c.value for c in app.caption)
 
 
 def test_switches_that_are_on_come_first_and_the_rest_by_what_it_finds(open_app, spec):

@@ -17,7 +17,7 @@ from chaffinch.encoders.train import Recipe, train_encoder
 from chaffinch.spec import Cut, Spec
 from chaffinch.study import Study
 from chaffinch.training import JOB, Plan
-from chaffinch.ui import jobs
+from chaffinch.ui import jobs, losses
 from chaffinch.ui.jobs import Job
 from chaffinch.workspace import Workspace
 
@@ -156,6 +156,20 @@ def _array(values) -> np.ndarray:
     import base64
 
     return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"])
+
+
+def test_both_maps_draw_the_same_most_suspicious_of_very_many(open_page, spec, started, monkeypatch):
+    monkeypatch.setattr("chaffinch.figures.thinning.MOST", 100)
+    monkeypatch.setattr("chaffinch.figures.thinning.POINTS", 40)
+    shown = []
+    original = losses.scatter_map
+    monkeypatch.setattr(
+        losses, "scatter_map", lambda *a, **o: (shown.append(o["shown"].tolist()), original(*a, **o))[1]
+    )
+    app = open_page(spec)
+    assert len(shown[0]) == 20
+    assert shown[0] == shown[1]
+    assert "Showing 20 of 90 points: the most suspicious" in words(app)
 
 
 def test_the_numbers_are_those_that_were_measured_and_the_better_is_marked(open_page, spec):

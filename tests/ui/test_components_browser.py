@@ -56,9 +56,11 @@ place = st.container()
 colours = (Colours(score, title="Suspicion") if by_score
            else Colours(label, names=tuple(f"class {c}" for c in range(10)), title="Given label"))
 shown = np.flatnonzero(np.arange(N) % 2 == 0) if st.query_params.get("half") else None
+rest = bool(st.query_params.get("rest"))
 with place:
     event = scatter_map(xy[:, ::-1] if second else xy, colours, emphasis=flag if only_flagged else None,
-                        marked=flag, shown=shown, hover=hover, sheets=sheets, key="map",
+                        marked=flag, shown=shown, rest=rest, sheets=sheets, key="map",
+                        hover=hover if shown is None else [hover[i] for i in shown],
                         focus=st.session_state.get("open"))
 if event.clicked is not None:
     st.session_state["open"] = event.clicked
@@ -265,6 +267,57 @@ def test_hover_shows_a_card_and_a_click_returns_the_position(page: Any, server: 
 
 
 @pytest.mark.browser
+def test_samples_that_are_no_points_are_a_density_picture(page: Any, server: str) -> None:
+    """Half of the samples are points; the other half lies beneath them, moves with them, and is selected with them."""
+    sent: list[str] = []
+    page.on("response", lambda r: sent.append(r.url) if r.url.endswith(".png") else None)
+    visit(page, f"{server}/?half=1&rest=1")
+    assert sum(counts(page)) == 6000
+    drawn = haze(page)
+    assert drawn["inked"] > 0.05
+    assert drawn["coloured"] > 0.75  # every class has a colour, if one of them a dull one
+    wheel(page, 0.5, 0.5, -400)
+    near = haze(page)
+    assert near["inked"] != drawn["inked"], "it moves with the camera"
+    page.get_by_label("Show all points").click()
+    page.wait_for_timeout(600)
+    assert haze(page) == pytest.approx(drawn, abs=0.01)
+
+    page.get_by_label("Select with a box").click()
+    drag(page, [(0.5, 0.05), (0.99, 0.95)])
+    now = until(page, lambda r: r["vertices"] == "4")
+    inside_points = sum(counts(page)[1:])
+    assert int(now["chosen"]) > 1.8 * inside_points > 1000, "those beneath are selected too"
+    cut = haze(page)
+    assert cut["inked"] == pytest.approx(drawn["inked"], abs=0.01)
+    assert cut["left"] < 0.05 < 0.5 < cut["right"], "outside of the outline it is grey"
+    page.keyboard.press("Escape")
+    until(page, lambda r: r["vertices"] == "0")
+    assert haze(page)["left"] > 0.5
+    before = len([url for url in sent if "sheet-" not in url])
+    toggle(page, "emphasis")
+    assert haze(page)["coloured"] < 0.6, "grey where it is not flagged"
+    assert len([url for url in sent if "sheet-" not in url]) == before + 1
+
+
+def haze(page: Any) -> dict[str, float]:
+    """Share of the density picture that is inked; of that, the share in colour: of all, and of each half."""
+    return page.evaluate(
+        """() => { const c = document.querySelector('.chf-haze');
+                   const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+                   const n = {all: [0, 0], left: [0, 0], right: [0, 0]};
+                   for (let i = 0; i < p.length; i += 4) {
+                     if (p[i + 3] < 20) continue;
+                     const tinted = Math.max(p[i], p[i+1], p[i+2]) - Math.min(p[i], p[i+1], p[i+2]) > 30;
+                     const side = (i / 4) % c.width < 0.48 * c.width ? 'left' : 'right';
+                     for (const of of [n.all, n[side]]) { of[0]++; of[1] += tinted; }
+                   }
+                   return {inked: n.all[0] / (c.width * c.height), coloured: n.all[1] / n.all[0],
+                           left: n.left[1] / n.left[0], right: n.right[1] / n.right[0]}; }"""
+    )
+
+
+@pytest.mark.browser
 def test_a_gallery_tile_is_clicked_and_reached_by_keys(page: Any, server: str) -> None:
     visit(page, server)
     tiles = page.locator(".chf-gallery").first.locator(".chf-tile")
@@ -352,6 +405,13 @@ def test_inside_agrees_with_a_loop() -> None:
     np.testing.assert_array_equal(inside(xy[::-1], polygon[::-1]), expected[::-1])
 
 
+def test_inside_of_many_is_that_of_its_parts() -> None:
+    xy = np.random.default_rng(1).normal(size=(40_000, 2)).astype(np.float32)
+    polygon = np.random.default_rng(2).normal(size=(7, 2))
+    parts = [inside(part, polygon) for part in np.array_split(xy, 9)]
+    np.testing.assert_array_equal(inside(xy, polygon), np.concatenate(parts))
+
+
 def test_inside_limits() -> None:
     xy = np.array([[0.5, 0.5], [2, 2], [np.nan, 0.5]])
     square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
@@ -375,3 +435,5 @@ def test_wrong_lengths_are_named() -> None:
     xy = np.zeros((3, 2), np.float32)
     with pytest.raises(InputError, match="marked must have 3 entries, got 2"):
         scatter_map(xy, Colours(np.zeros(3)), marked=np.zeros(2, bool), key="m")
+    with pytest.raises(InputError, match="hover must have 2 entries, got 3"):
+        scatter_map(xy, Colours(np.zeros(3)), shown=np.array([0, 2]), hover=["a", "b", "c"], key="m")

@@ -5,6 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+WORK = 200_000_000
+"""Pairs of a query and a sample that are compared at most: all 1,000 queries up to 200,000 samples."""
+
+BLOCK = 25_000_000
+"""Such pairs at a time (100 MB for each space)."""
+
 
 def map_quality(
     X: NDArray[np.floating], xy: NDArray[np.floating], *, k: int = 10, queries: int = 1000, seed: int = 0
@@ -20,7 +26,7 @@ def map_quality(
         X: (N, D) features; compared by cosine.
         xy: (N, 2) map.
         k: size of the neighbourhoods; must be below N / 2.
-        queries: how many points to judge; all of them if N is smaller.
+        queries: how many points to judge; all of them if N is smaller, fewer above ``WORK`` pairs.
         seed: which points.
 
     Returns:
@@ -34,17 +40,18 @@ def map_quality(
         raise ValueError(f"k must lie between 1 and N/2 = {n / 2}, got {k}")
     unit = np.asarray(X, np.float32) / (np.linalg.norm(X, axis=1, keepdims=True) + 1e-10)
     xy = np.asarray(xy, np.float32)
-    rows = np.sort(np.random.default_rng(seed).permutation(n)[:queries])
+    rows = np.sort(np.random.default_rng(seed).permutation(n)[: min(queries, max(WORK // n, 1))])
     intruding = torn = shared = 0.0
-    for start in range(0, len(rows), 250):
-        some = rows[start : start + 250]
+    step = int(np.clip(BLOCK // n, 1, 250))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
         far_high = -(unit[some] @ unit.T)
-        far_low = ((xy[some, None, :] - xy[None]) ** 2).sum(-1)
-        rank_high, near_high = _ranks(far_high, some, k)
-        rank_low, near_low = _ranks(far_low, some, k)
-        intruding += np.maximum(np.take_along_axis(rank_high, near_low, 1) - k, 0).sum()
-        torn += np.maximum(np.take_along_axis(rank_low, near_high, 1) - k, 0).sum()
-        shared += (np.take_along_axis(rank_low, near_high, 1) <= k).sum()
+        far_low = (xy[some, :1] - xy[:, 0]) ** 2 + (xy[some, 1:] - xy[:, 1]) ** 2
+        near_high, near_low = _nearest(far_high, some, k), _nearest(far_low, some, k)
+        intruding += np.maximum(_ranks(far_high, near_low) - k, 0).sum()
+        rank_low = _ranks(far_low, near_high)
+        torn += np.maximum(rank_low - k, 0).sum()
+        shared += (rank_low <= k).sum()
     worst = len(rows) * k * (2 * n - 3 * k - 1) / 2
     return {
         "trustworthiness": float(1 - intruding / worst),
@@ -53,12 +60,22 @@ def map_quality(
     }
 
 
-def _ranks(
-    distance: NDArray[np.float32], own: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rank of every sample as a neighbour of each query (nearest = 1, itself last), and the k nearest."""
+def _nearest(distance: NDArray[np.float32], own: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """The k nearest samples of each query, of equally far ones the first; itself is moved to the far end."""
     distance[np.arange(len(own)), own] = np.inf
-    order = distance.argsort(axis=1, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(1, order.shape[1] + 1)[None], axis=1)
-    return ranks, order[:, :k]
+    last = np.partition(distance, k - 1, axis=1)[:, k - 1]
+    found = np.empty((len(own), k), np.int64)
+    for row, (far, most) in enumerate(zip(distance, last, strict=True)):
+        among = np.flatnonzero(far <= most)
+        found[row] = among[np.argsort(far[among], kind="stable")[:k]]
+    return found
+
+
+def _ranks(distance: NDArray[np.float32], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rank of some samples (Q, k) as neighbours of each query (nearest = 1; of equally far ones the first)."""
+    ranks, order = np.empty_like(columns), np.arange(distance.shape[1])
+    for c, place in enumerate(columns.T):
+        far = distance[np.arange(len(place)), place][:, None]
+        before = np.count_nonzero(distance < far, axis=1)
+        ranks[:, c] = 1 + before + np.count_nonzero((distance == far) & (order < place[:, None]), axis=1)
+    return ranks

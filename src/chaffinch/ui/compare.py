@@ -20,7 +20,7 @@ from ..metrics.verdict import calibration_error, reliability, three_way
 from ..spec import Cut, Spec
 from ..study import Detection, Study
 from . import cached
-from .explore import MOST_POINTS, PER_PAGE, hint, hover_texts
+from .explore import PER_PAGE, hint, hover_texts, thinned
 from .gallery import Tile, gallery
 from .pickers import CUTS
 from .scatter import Colours, MapEvent, inside, scatter_map
@@ -103,7 +103,7 @@ def maps(
     wanted = [slug for slug in spec.compared.split(",") if slug]
     shown = [d for d in detections if d.slug in wanted] if wanted else list(detections[:MOST_MAPS])
     xy, event = study.map(kind), MapEvent(None, None)
-    points = views.thin(votes.count > 0, MOST_POINTS // max(1, len(shown)), spec.seed)
+    drawn = thinned(study, shown, votes.count > 0, spec.seed, max(1, len(shown)))
     width = 2 if len(shown) == MOST_MAPS else max(1, len(shown))
     for start in range(0, len(shown), width):
         for column, found in zip(st.columns(width), shown[start : start + width], strict=False):
@@ -114,8 +114,9 @@ def maps(
                     xy,
                     Colours(look.values, look.names, look.colours, "Suspicion rank", span=(0, 1)),
                     marked=votes.flags[found.slug],
-                    shown=points,
-                    hover=hover_texts(study),
+                    shown=drawn.shown,
+                    rest=True,
+                    hover=hover_texts(study, drawn.shown),
                     sheets=cached.sheets(study),
                     key=f"map-{found.slug}",
                     height=400,
@@ -128,7 +129,7 @@ def maps(
     words = "Move, zoom or draw an outline on one map, and the others follow."
     if within is not None:
         words = f"{int(within.sum()):,} samples are selected; the gallery below lists only these. Escape clears."
-    st.caption(words)
+    st.caption(f"{words} {drawn.words}".strip())
     return event, within
 
 

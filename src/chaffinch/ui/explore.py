@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from html import escape
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from .. import exports, registry, views
 from ..base.errors import InputError
 from ..card import KINDS
-from ..figures import learning
+from ..figures import learning, thinning
 from ..figures.palette import KIND_COLOURS
-from ..projection import SMALLEST
+from ..projection import MOST, SMALLEST
 from ..spec import MAPS, Cut, Spec
 from ..study import Detection, Study
 from ..thumbnails import picture_png
@@ -27,7 +27,6 @@ from .pickers import awaits_verdict, has_verdict
 from .scatter import Colours, MapEvent, inside, scatter_map
 from .shell import begin, chart, plain
 
-MOST_POINTS = 100_000
 PER_PAGE = 40
 SHOWS = {
     "suspicious": "Most suspicious",
@@ -159,12 +158,54 @@ def map_controls(spec: Spec, study: Study) -> Spec:
     return replace(spec, colour=colour, only="flagged" if only else "")
 
 
+def hover_texts(study: Study, shown: NDArray[np.int64] | None = None) -> tuple[str, ...]:
+    """Texts of the card under the pointer, of all samples or of these positions."""
+    return _all_texts(study) if shown is None else _texts(study, shown)
+
+
 @lru_cache(maxsize=8)
-def hover_texts(study: Study) -> tuple[str, ...]:
-    """Texts of the card under the pointer; the same for every view of a study, so the browser keeps them."""
-    names = study.observed.classes
-    given = (names[label] for label in study.observed.labels)
-    return tuple(f"{label}\n{identity}" for label, identity in zip(given, study.observed.ids, strict=True))
+def _all_texts(study: Study) -> tuple[str, ...]:
+    """The same for every view of a study, so the browser keeps them."""
+    return _texts(study, np.arange(len(study)))
+
+
+def _texts(study: Study, rows: NDArray[np.int64]) -> tuple[str, ...]:
+    names, observed = study.observed.classes, study.observed
+    given = (names[label] for label in observed.labels[rows].tolist())
+    return tuple(f"{label}\n{identity}" for label, identity in zip(given, observed.ids[rows].tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """Which samples the maps of a page draw as points.
+
+    Attributes:
+        shown: their positions, or None if all are.
+        words: what to tell about it; empty if all are.
+    """
+
+    shown: NDArray[np.int64] | None
+    words: str
+
+
+def thinned(
+    study: Study, detections: Sequence[Detection], flagged: NDArray[np.bool_], seed: int, maps: int = 1
+) -> Thinned:
+    """Which samples are points on maps that share the browser: flagged ones first, then the most suspicious.
+
+    Args:
+        study: the study.
+        detections: that say how suspicious a sample is.
+        flagged: (N,) by them.
+        seed: of the draw where there are none.
+        maps: how many there are on the page.
+    """
+    n, most, points = len(study), thinning.MOST // maps, thinning.POINTS // maps
+    if n <= most:
+        return Thinned(None, "")
+    score = views.suspicion(detections, n) if detections else None
+    shown = thinning.thin(flagged, score, most=most, points=points, seed=seed)
+    return Thinned(shown, thinning.told(n, shown, flagged, bool(detections)))
 
 
 def draw_map(
@@ -183,18 +224,22 @@ def draw_map(
         return MapEvent(None, None), None
     xy = study.map(kind)
     look = views.colouring(study, detections, votes, spec.colour, verdict)
+    drawn = thinned(study, detections, votes.flagged, spec.seed)
     event = scatter_map(
         xy,
         Colours(look.values, look.names, look.colours, look.title),
         emphasis=votes.flagged if spec.only else None,
         marked=votes.flagged if votes.flags and spec.colour not in ("votes", "verdict") else None,
-        shown=views.thin(votes.flagged, MOST_POINTS, spec.seed),
-        hover=hover_texts(study),
+        shown=drawn.shown,
+        rest=True,
+        hover=hover_texts(study, drawn.shown),
         sheets=cached.sheets(study),
         key="map",
         focus=focus,
         outline=views.read_outline(spec.outline),
     )
+    if drawn.words:
+        st.caption(drawn.words)
     return event, None if event.polygon is None else inside(xy, event.polygon)
 
 
@@ -204,6 +249,7 @@ def map_footer(study: Study, kind: str, focus: int | None) -> None:
         st.caption(f"The cross-hair marks {plain(study.name_of(focus))}; it is opened beside the map, or below it.")
     trust = study.map_trust(kind)
     made = "PCA" if len(study) < SMALLEST else kind.upper()
+    placed = kind == "umap" and len(study) > MOST
     if study.observed.xy is not None:
         st.caption("The coordinates of this map came with the data.")
     elif trust:
@@ -211,9 +257,8 @@ def map_footer(study: Study, kind: str, focus: int | None) -> None:
             f"How far to trust this {made} map (k = 10): trustworthiness {trust['trustworthiness']:.3f} "
             f"(1 = no false neighbours), continuity {trust['continuity']:.3f} (1 = none torn away), "
             f"{trust['preservation']:.0%} of each sample's nearest neighbours stay among its nearest on the map."
+            + (f" {MOST:,} samples were laid out, the others put between their neighbours." if placed else "")
         )
-    if len(study) > MOST_POINTS:
-        st.caption(f"{len(study):,} samples; the map draws {MOST_POINTS:,} of them, flagged ones first.")
 
 
 def gallery_panel(

@@ -128,7 +128,8 @@ def maps(
     first = {"map-left": views.read_outline(spec.outline), "map-right": views.read_outline(spec.beside_outline)}
     shared, clicked = link("losses", xy, first), None
     flagged = np.logical_or.reduce([s.votes.flagged for s in there])
-    points = views.thin(flagged, explore.MOST_POINTS // 2, spec.seed)
+    known = [found for s in there for found in s.known.values()]
+    drawn = explore.thinned(there[0].study, known, flagged, spec.seed, 2)
     for column, s in zip(st.columns(2) if right else [st.container()], filter(None, (left, right)), strict=True):
         with column:
             _heading(s)
@@ -142,8 +143,9 @@ def maps(
                 Colours(look.values, look.names, look.colours, look.title),
                 emphasis=s.votes.flagged if spec.only else None,
                 marked=s.votes.flagged if s.votes.flags and spec.colour not in ("votes", "verdict") else None,
-                shown=points,
-                hover=explore.hover_texts(s.study),
+                shown=drawn.shown,
+                rest=True,
+                hover=explore.hover_texts(s.study, drawn.shown),
                 sheets=cached.sheets(s.study),
                 key=f"map-{s.key}",
                 height=460,
@@ -154,13 +156,13 @@ def maps(
             if kinds[s.key] != spec.map:
                 st.caption("PCA is shown while UMAP is being computed.")
                 jobs.prepare(s.study, s.spec, key=f"map-{s.key}")
-    drawn = views.spell_outline(shared.polygon)
+    outline = views.spell_outline(shared.polygon)
     spec = replace(
         spec,
-        outline=drawn if shared.key == "map-left" else "",
-        beside_outline=drawn if shared.key == "map-right" else "",
+        outline=outline if shared.key == "map-left" else "",
+        beside_outline=outline if shared.key == "map-right" else "",
     )
-    st.caption(_selected(there, shared.within))
+    st.caption(f"{_selected(there, shared.within)} {drawn.words}".strip())
     return spec, shared.within, clicked
 
 

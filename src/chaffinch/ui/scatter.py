@@ -2,7 +2,8 @@
 
 ``frontend/map.js`` draws it with the plotly.js of the installed plotly package. What is constant (positions,
 hover text) is written once to a file named by its digest, which the browser fetches and keeps; a rerun sends two
-bytes a point (colour and state) and the browser restyles. Only the outline of a selection comes back.
+bytes a point (colour and state) and the browser restyles. Only the outline of a selection comes back. Samples that are
+too many for points are drawn as a density picture below them (see `chaffinch.figures.thinning`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from streamlit.components.v1 import declare_component
 
 from ..base.errors import InputError
 from ..base.files import digest, replacing
-from ..figures.palette import CLASS_COLOURS, KIND_COLOURS, SUSPICION
+from ..figures.palette import CLASS_COLOURS, KIND_COLOURS, SUSPICION, on_scale, steps
+from ..figures.thinning import density
 from ..thumbnails import Sheets
 from .gallery import sheets_data
 
@@ -119,6 +121,7 @@ def scatter_map(
     emphasis: NDArray[np.bool_] | None = None,
     marked: NDArray[np.bool_] | None = None,
     shown: NDArray[np.int64] | None = None,
+    rest: bool = False,
     hover: Sequence[str] | None = None,
     sheets: Sheets | None = None,
     key: str,
@@ -138,8 +141,9 @@ def scatter_map(
         colours: colours of the emphasised points.
         emphasis: (N,) points in colour; the others lie underneath in grey. None = all.
         marked: (N,) points drawn larger and outlined (flagged samples), where emphasised.
-        shown: (M,) dataset positions to send to the browser; None = all.
-        hover: N texts for the card under the pointer; the first line is its heading.
+        shown: (M,) dataset positions of the samples that are points; None = all.
+        rest: draw the others as a density picture; otherwise they are left out.
+        hover: a text for each point (M, or N) for the card under the pointer; the first line is its heading.
         sheets: pictures for the card. Missing sheets are made in the background.
         key: identity of this map on the page.
         height: of the whole component in CSS pixels.
@@ -148,15 +152,16 @@ def scatter_map(
         group: name of the group it belongs to; empty = it stands alone.
 
     Raises:
-        InputError: an argument does not have N entries.
+        InputError: an argument does not have N entries (``hover``: M).
     """
     n = len(xy)
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise InputError(f"xy must be (N, 2), got {xy.shape}")
-    sized = {"colours.values": colours.values, "emphasis": emphasis, "marked": marked, "hover": hover}
-    for name, value in sized.items():
-        if value is not None and len(value) != n:
-            raise InputError(f"{name} must have {n} entries, got {len(value)}")
+    points = n if shown is None else len(shown)
+    sized = {"colours.values": (colours.values, n), "emphasis": (emphasis, n), "marked": (marked, n)}
+    for name, (value, size) in {**sized, "hover": (hover, points)}.items():
+        if value is not None and len(value) != size:
+            raise InputError(f"{name} must have {size} entries, got {len(value)}")
     if not runtime.exists():  # imported outside of Streamlit
         return MapEvent(None, None)
 
@@ -178,15 +183,18 @@ def scatter_map(
     if linked is not None and linked.within is not None:
         state |= linked.within.astype(np.uint8) * SELECTED
     body = code[take].tobytes() + state[take].tobytes()
+    haze = _haze(xy32, code, scale, state, shown) if rest and shown is not None else None
     finite = xy32[np.isfinite(xy32).all(axis=1)]
     span = [*finite.min(axis=0).tolist(), *finite.max(axis=0).tolist()] if len(finite) else [0, 0, 1, 1]
     where = None if focus is None else xy32[focus].tolist()
     head = {
         "version": version,
-        "paint": digest(np.frombuffer(body, np.uint8), scale),
+        "paint": digest(np.frombuffer(body, np.uint8), scale, haze),
         "points": _publish(_pack(xy32[take], shown), "bin"),
-        "hover": None if hover is None else _publish(_join(hover, shown), "txt"),
-        "count": len(body) // 2,
+        "hover": None if hover is None else _publish("\0".join(hover).encode(errors="replace"), "txt"),
+        "haze": haze,
+        "count": points,
+        "total": points if haze is None else n,
         "indexed": shown is not None,
         "bounds": span,
         "height": height,
@@ -228,12 +236,14 @@ def inside(xy: NDArray[np.floating[Any]], polygon: NDArray[np.float64] | None) -
         return result
     low, high = polygon.min(axis=0), polygon.max(axis=0)
     near = np.flatnonzero(((xy >= low) & (xy <= high)).all(axis=1))  # NaN compares false
-    x, y = np.asarray(xy[near], dtype=np.float64).T
-    odd = np.zeros(len(near), dtype=np.bool_)
-    for (x1, y1), (x2, y2) in zip(polygon, np.roll(polygon, 1, axis=0), strict=True):
-        if y1 != y2:  # does the ray from the point to the right cross this edge?
-            odd ^= ((y1 > y) != (y2 > y)) & (x < (x2 - x1) * (y - y1) / (y2 - y1) + x1)
-    result[near] = odd
+    for start in range(0, len(near), 16_384):  # a few at a time, so that they stay in the cache
+        some = near[start : start + 16_384]
+        x, y = np.ascontiguousarray(xy[some].T, dtype=np.float64)
+        odd = np.zeros(len(some), dtype=np.bool_)
+        for (x1, y1), (x2, y2) in zip(polygon, np.roll(polygon, 1, axis=0), strict=True):
+            if y1 != y2:  # does the ray from the point to the right cross this edge?
+                odd ^= ((y1 > y) != (y2 > y)) & (x < (x2 - x1) * (y - y1) / (y2 - y1) + x1)
+        result[some] = odd
     return result
 
 
@@ -245,12 +255,27 @@ def _codes(colours: Colours) -> tuple[NDArray[np.uint8], NDArray[np.bool_], dict
         code = (values.astype(np.int64) % len(palette)).astype(np.uint8)
         scale = {"names": list(colours.names), "palette": list(palette), "title": colours.title}
         return code, values >= 0, scale
-    there = np.isfinite(values)
-    low, high = (float(values[there].min()), float(values[there].max())) if there.any() else (0.0, 1.0)
-    low, high = colours.span or (low, high)
-    step = np.where(there, (values - low) * (255 / ((high - low) or 1.0)), 0).clip(0, 255)
+    code, there, (low, high) = on_scale(values, colours.span)
     scale = {"names": [], "palette": list(colours.palette or SUSPICION), "title": colours.title}
-    return step.round().astype(np.uint8), there, scale | {"low": low, "high": high}
+    return code, there, scale | {"low": low, "high": high}
+
+
+def _haze(
+    xy: NDArray[np.float32],
+    code: NDArray[np.uint8],
+    scale: dict[str, Any],
+    state: NDArray[np.uint8],
+    shown: NDArray[np.int64],
+) -> dict[str, Any]:
+    """Address and edges of the density picture of the samples that are no points."""
+    rest = np.ones(len(xy), dtype=np.bool_)
+    rest[shown] = False
+    lit = (state & EMPHASISED).astype(np.bool_)
+    if (state & SELECTED).any():  # on a linked map; the browser itself greys what is outside an outline
+        lit &= (state & SELECTED).astype(np.bool_)
+    palette = scale["palette"] if scale["names"] else steps(scale["palette"])
+    seen = density(xy[rest], code[rest], palette, lit[rest])
+    return {"path": _publish(seen.parts(), "png"), "bounds": seen.bounds}
 
 
 def _memory(name: str, versions: Mapping[str, str], first: Mapping[str, NDArray[np.float64] | None]) -> dict[str, Any]:
@@ -308,12 +333,6 @@ def _pack(xy: NDArray[np.float32], shown: NDArray[np.int64] | None) -> bytes:
     """All x, all y (float32), then the dataset positions (int32) if it is a subset; little-endian."""
     columns = np.ascontiguousarray(xy.T, dtype="<f4").tobytes()
     return columns if shown is None else columns + np.asarray(shown).astype("<i4").tobytes()
-
-
-def _join(hover: Sequence[str], shown: NDArray[np.int64] | None) -> bytes:
-    """The texts of the points, each ended by a zero byte."""
-    texts = hover if shown is None else [hover[i] for i in np.asarray(shown).tolist()]
-    return "\0".join(texts).encode(errors="replace")
 
 
 @functools.cache

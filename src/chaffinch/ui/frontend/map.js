@@ -88,7 +88,9 @@ class PointMap {
       this.points = await fetchPoints(data);
       this.pointsPath = data.points;
     }
+    const hazed = await this.fetchHaze(data.haze);
     if (!this.plotly) {
+      this.hazed = hazed;
       await this.preview(data);
       this.plotly = await loadPlotly(address(data.plotly));
     }
@@ -96,7 +98,7 @@ class PointMap {
     if (this.gone) return;
     const first = !this.painted;
     const moved = data.version !== this.data?.version; // other positions: new camera, no selection
-    this.data = data;
+    Object.assign(this, { data, hazed });
     if (moved || (data.link && data.heard >= this.made)) this.outline = selected(data);
     this.legend();
     if (first) {
@@ -108,6 +110,16 @@ class PointMap {
     this.project();
     this.root.dataset.paint = data.paint; // drawn: for tests and timings
     this.root.dataset.runs = Number(this.root.dataset.runs ?? 0) + 1;
+  }
+
+  /** The density picture of the samples that are no points: {image, bounds}, or null. */
+  async fetchHaze(haze) {
+    if (!haze) return null;
+    if (haze.path === this.hazed?.path) return { ...haze, image: this.hazed.image };
+    const image = new Image();
+    image.src = address(haze.path);
+    await image.decode();
+    return { ...haze, image };
   }
 
   async fetchHover(path) {
@@ -130,6 +142,7 @@ class PointMap {
     Object.assign(this.still, { width: width * ratio, height: height * ratio });
     const pen = this.still.getContext("2d");
     pen.scale(ratio, ratio);
+    as.shade({ x: [x0, x1], y: [y0, y1] }, width, height);
     for (const { x, y, marker: { color, size, opacity, line } } of as.traces()) {
       pen.globalAlpha = opacity;
       pen.strokeStyle = line?.color ?? "transparent";
@@ -146,6 +159,53 @@ class PointMap {
     this.message.hidden = true;
     this.root.dataset.seen = data.paint;
     await new Promise((painted) => requestAnimationFrame(() => setTimeout(painted)));
+  }
+
+  /** Draw the density picture where the camera shows it; outside of an outline it is grey. */
+  shade({ x, y }, width, height) {
+    const ratio = window.devicePixelRatio || 1, { canvas } = this.haze;
+    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+      Object.assign(canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
+    }
+    this.haze.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.haze.clearRect(0, 0, width, height);
+    if (!this.hazed) return;
+    const { lit, grey } = this.tinted();
+    const across = (v) => ((v - x[0]) / (x[1] - x[0])) * width, down = (v) => ((y[1] - v) / (y[1] - y[0])) * height;
+    const [left, low, right, high] = this.hazed.bounds;
+    const place = [across(left), down(high), across(right) - across(left), down(low) - down(high)];
+    const outline = this.outline?.points;
+    this.haze.drawImage(outline ? grey : lit, ...place);
+    if (!outline) return;
+    this.haze.save();
+    this.haze.beginPath();
+    outline.forEach((p) => this.haze.lineTo(across(p[0]), down(p[1])));
+    this.haze.clip("evenodd");
+    this.haze.clearRect(0, 0, width, height);
+    this.haze.drawImage(lit, ...place);
+    this.haze.restore();
+  }
+
+  /** The density picture in its colours (what has none: in the grey of the page), and all of it in that grey. */
+  tinted() {
+    const { image, path } = this.hazed, { faint } = this.theme();
+    if (this.tint?.path === path && this.tint.faint === faint) return this.tint;
+    const [width, height] = [image.naturalWidth, image.naturalHeight / 2];
+    const part = (top, tinted) => {
+      const canvas = make("canvas", { width, height }), pen = canvas.getContext("2d");
+      pen.drawImage(image, 0, top, width, height, 0, 0, width, height);
+      pen.globalCompositeOperation = "source-in";
+      pen.fillStyle = faint;
+      if (tinted) pen.fillRect(0, 0, width, height);
+      return canvas;
+    };
+    const sum = (colours) => { // the two parts of a cell share its opacity
+      const canvas = part(height, true), pen = canvas.getContext("2d");
+      pen.globalCompositeOperation = "lighter";
+      pen.drawImage(part(0, !colours), 0, 0);
+      return canvas;
+    };
+    return (this.tint = { path, faint, lit: sum(true), grey: sum(false) });
   }
 
   async mount() {
@@ -179,15 +239,16 @@ class PointMap {
     return [this.data.version, this.data.points, this.data.paint, this.outline?.id, text, back, this.pointSize()].join();
   }
 
-  /** Diameter in pixels: smaller for many points and on a small map. */
+  /** Diameter in pixels: smaller for many samples, drawn or only in the density picture, and on a small map. */
   pointSize() {
     const { width, height } = this.size();
     const room = Math.min(1.1, Math.max(0.7, Math.sqrt(Math.min(width, height) / 520)));
-    const size = 10.5 - 1.45 * Math.log10(Math.max(this.data.count, 10));
+    const size = 10.5 - 1.45 * Math.log10(Math.max(this.data.total, 10));
     return Math.round(10 * room * Math.min(8, Math.max(2.6, size))) / 10;
   }
 
   async paint() {
+    this.shadeHere();
     if (this.recipe() === this.painted) return;
     this.painted = this.recipe();
     const update = {};
@@ -261,9 +322,15 @@ class PointMap {
     this.key.replaceChildren(...parts);
   }
 
-  /** Put the outline and the focus ring where the camera now shows them. */
+  shadeHere() {
+    const { width, height } = this.plot._fullLayout;
+    this.shade(this.view(), width, height);
+  }
+
+  /** Put the density picture, the outline and the focus ring where the camera now shows them. */
   project() {
     if (!this.data || !this.view()) return;
+    this.shadeHere();
     const points = this.drawing ?? this.outline?.points?.map((p) => this.toPixel(p));
     this.shape.setAttribute("d", points?.length ? `M${points.map((p) => p.map(Math.round)).join("L")}Z` : "");
     this.buttons.clear.disabled = !this.outline;
@@ -426,6 +493,7 @@ class PointMap {
     this.toolbar = make("div", { class: "chf-toolbar", role: "toolbar", "aria-label": "Map tools" },
       group(pan, lasso, box, clear), group(...Object.values(camera)));
     this.still = make("canvas", { class: "chf-still" });
+    this.haze = make("canvas", { class: "chf-haze", width: 1, height: 1 }).getContext("2d");
     this.plot = make("div", { class: "chf-plot" });
     this.shape = svg("path", { class: "chf-outline" });
     this.ring = svg("g", { class: "chf-focus" });
@@ -445,7 +513,7 @@ class PointMap {
     this.stage = make("div", {
       class: "chf-stage", tabindex: "0", role: "group",
       "aria-label": "Map of the samples. Arrow keys move it, plus and minus zoom, zero shows all.",
-    }, this.still, this.plot, this.overlay, this.sheet, this.message, this.toolbar);
+    }, this.haze.canvas, this.still, this.plot, this.overlay, this.sheet, this.message, this.toolbar);
     this.key = make("div", { class: "chf-legend" });
     this.root = make("div", { class: "chf-map" }, this.stage, this.key, this.card);
     parent.append(this.root);
