@@ -685,7 +685,6 @@ def _failed(args: argparse.Namespace, error: InputError) -> None:
 
 def _app(args: argparse.Namespace) -> int:
     from .spec import Spec
-    from .ui.serve import LOCAL
 
     environment = dict(os.environ)
     if args.workspace:
@@ -701,8 +700,6 @@ def _app(args: argparse.Namespace) -> int:
         fingerprint(name)  # a file that is not there is an error now, not in the browser
         spec = replace(spec, dataset=name)
     environment["CHAFFINCH_SPEC"] = spec.to_toml()
-    if args.host not in LOCAL:
-        print(f"note: the app listens on {args.host} and can be opened from other machines", file=sys.stderr)
     url = f"http://{args.host}:{args.port}"
     print(f"chaffinch is at {url} (stop it with Ctrl-C)", flush=True)
     # -P: what lies in the current folder is not code of ours

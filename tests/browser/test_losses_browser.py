@@ -15,7 +15,7 @@ from chaffinch import lineup
 from chaffinch.data import open_dataset
 from chaffinch.encoders.train import Recipe, train_encoder
 from chaffinch.study import Study
-from chaffinch.training import JOB
+from chaffinch.training import JOB, free_name
 from chaffinch.ui.jobs import Job
 from chaffinch.ui.scatter import inside
 from chaffinch.views import read_outline
@@ -138,7 +138,8 @@ def noted(built: tuple[str, Path]) -> Iterator[Callable[[], dict[str, Any]]]:
 def test_a_training_is_started_watched_stopped_resumed_and_used(
     visit: Any, built: tuple[str, Path], noted: Any
 ) -> None:
-    page, partial = visit(), built[1] / "encoders" / "gce.partial.safetensors"
+    name = free_name(Workspace(built[1]), "gce")
+    page, partial = visit(), built[1] / "encoders" / f"{name}.partial.safetensors"
     start(page, 3000)
     page.wait_for_selector(".st-key-train-history .js-plotly-plot")
     page.wait_for_function("() => document.querySelectorAll('.chf-map[data-paint]').length === 3", timeout=WAIT)
@@ -146,7 +147,7 @@ def test_a_training_is_started_watched_stopped_resumed_and_used(
     places = page.evaluate(PLACES)
     page.wait_for_function(f"places => ({PLACES})() !== places", arg=places, timeout=WAIT)  # it moves with the epochs
     page.locator(".st-key-train-stop button").click()
-    page.wait_for_selector("text=/The training of gce was stopped/")
+    page.wait_for_selector(f"text=/The training of {name} was stopped/")
     before = noted()
     assert before["stopped"]
     assert len(before["history"]) >= 1
@@ -166,9 +167,9 @@ def test_a_training_is_started_watched_stopped_resumed_and_used(
     assert not partial.exists()
 
     start(page, 1)
-    page.wait_for_selector("text=/gce is trained, and among the encoders above/")
+    page.wait_for_selector(f"text=/{name} is trained, and among the encoders above/")
     page.get_by_role("button", name="Put it beside ce-mine").click()
-    page.wait_for_function("() => new URL(location).searchParams.get('beside') === 'gce'")
+    page.wait_for_function("name => new URL(location).searchParams.get('beside') === name", arg=name)
     page.wait_for_function("() => document.querySelectorAll('.chf-map[data-paint]').length === 2", timeout=WAIT)
 
 

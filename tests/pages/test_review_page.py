@@ -437,7 +437,7 @@ def test_the_checks_run_in_the_background_when_their_queue_is_chosen(open_page, 
     app = open_page(pictured)
     assert asked == []
     app.segmented_control(key="queue").set_value("odd").run()
-    assert asked[0] == (("check", pictured.dataset, "--encoder", "simclr"), False)
+    assert asked[0] == (("check", pictured.dataset, "--encoder", Study(pictured.dataset).encoder), False)
     assert "Looking for copies, leaks and odd pictures" in words(app)
     assert "cf-facts" not in html(app)
     checks.find(Study(pictured.dataset))

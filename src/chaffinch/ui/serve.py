@@ -25,6 +25,7 @@ def main(host: str, port: str, *rest: str) -> None:
     options = ["--server.address", host, "--server.port", port]
     options += ["--server.headless", "false" if "--browser" in rest else "true"]
     if host not in LOCAL:  # whoever opens the app to others decides by what name they come
+        sys.stderr.write(f"note: the app listens on {host} and can be opened from other machines\n")
         options += ["--server.allowedHosts", "*"]
     cli.main(["run", "app.py", *options], standalone_mode=False)
 
