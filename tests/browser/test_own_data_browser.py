@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 from acts import picture, press, settle
 from planted import plant
 
 
-def test_from_a_dropped_archive_to_a_cleaned_table(server: str, open_tab: Any, tmp_path: Path) -> None:
-    plant(tmp_path / "birds", 300)
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_from_a_dropped_archive_to_a_cleaned_table(server: str, open_tab: Any, tmp_path: Path, count: int) -> None:
+    plant(tmp_path / "birds", count)
     with zipfile.ZipFile(tmp_path / "birds.zip", "w") as archive:
         for path in sorted((tmp_path / "birds").rglob("*.png")):
             archive.write(path, str(path.relative_to(tmp_path)))
@@ -20,7 +22,7 @@ def test_from_a_dropped_archive_to_a_cleaned_table(server: str, open_tab: Any, t
     page.locator(".st-key-source input").click()
     page.get_by_role("option", name="Data of your own").click()
     page.locator(".st-key-archive input[type=file]").set_input_files(tmp_path / "birds.zip")
-    page.get_by_text("300 pictures; 28 × 28 pixels, grey").wait_for()
+    page.get_by_text(f"{count:,} pictures; 28 × 28 pixels, grey").wait_for()
     page.wait_for_selector(".chf-map[data-paint]")
     page.wait_for_selector(".chf-tile")
     settle(page)
@@ -38,6 +40,6 @@ def test_from_a_dropped_archive_to_a_cleaned_table(server: str, open_tab: Any, t
         page.locator(".st-key-export-csv button").click()
     waiting.value.save_as(tmp_path / "cleaned.csv")
     table = pd.read_csv(tmp_path / "cleaned.csv", keep_default_na=False).set_index("id")
-    assert len(table) == 300
+    assert len(table) == count
     assert table.loc[list(made), "action"].to_dict() == made
     assert set(table.loc[list(made), "action_by"]) == {"decision"}
