@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 OUTPUT = Path(__file__).parents[1] / "output"
 
 
@@ -49,3 +51,14 @@ def press(page: Any, key: str) -> str:
     page.wait_for_function(script, arg=before)
     settle(page)
     return before
+
+
+def take_home(page: Any, path: Path) -> pd.DataFrame:
+    """On the Review page, download the cleaned table as CSV; its rows by id."""
+    page.get_by_text("Export the cleaned dataset").click()
+    page.locator(".st-key-export-csv button").wait_for()
+    settle(page)
+    with page.expect_download() as waiting:
+        page.locator(".st-key-export-csv button").click()
+    waiting.value.save_as(path)
+    return pd.read_csv(path, keep_default_na=False).set_index("id")

@@ -4,9 +4,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from acts import picture, press, settle
+from acts import picture, press, settle, take_home
 from planted import plant
 
 
@@ -33,13 +32,7 @@ def test_from_a_dropped_archive_to_a_cleaned_table(server: str, open_tab: Any, t
     settle(page)
     page.keyboard.press("Escape")
     made = {press(page, key): action for key, action in (("d", "drop"), ("k", "keep"), ("l", "relabel"))}
-    page.get_by_text("Export the cleaned dataset").click()
-    page.locator(".st-key-export-csv button").wait_for()
-    settle(page)
-    with page.expect_download() as waiting:
-        page.locator(".st-key-export-csv button").click()
-    waiting.value.save_as(tmp_path / "cleaned.csv")
-    table = pd.read_csv(tmp_path / "cleaned.csv", keep_default_na=False).set_index("id")
+    table = take_home(page, tmp_path / "cleaned.csv")
     assert len(table) == count
     assert table.loc[list(made), "action"].to_dict() == made
     assert set(table.loc[list(made), "action_by"]) == {"decision"}

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import pandas as pd
 import pytest
-from acts import picture, press, sample, settle
+from acts import picture, press, sample, settle, take_home
 from scenes import planted, put
 
 from chaffinch.data import open_dataset
@@ -140,13 +139,7 @@ def test_many_together(visit: Any, kept: Any) -> None:
 def test_the_cleaned_table_can_be_downloaded(visit: Any, tmp_path: Path) -> None:
     page = visit()
     gone = press(page, "d")
-    page.get_by_text("Export the cleaned dataset").click()
-    page.locator(".st-key-export-csv button").wait_for()
-    settle(page)
-    with page.expect_download() as waiting:
-        page.locator(".st-key-export-csv button").click()
-    waiting.value.save_as(tmp_path / "cleaned.csv")
-    table = pd.read_csv(tmp_path / "cleaned.csv", keep_default_na=False).set_index("id")
+    table = take_home(page, tmp_path / "cleaned.csv")
     assert len(table) == 12_000
     assert table.loc[gone, ["action", "action_by", "final_label"]].tolist() == ["drop", "decision", ""]
     assert (table["action"] == "drop").sum() == 1
