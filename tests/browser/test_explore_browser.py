@@ -240,7 +240,7 @@ def test_another_draw_keeps_what_was_chosen(visit: Any) -> None:
 
 
 def test_names_in_a_link_are_never_markup(open_tab: Any, server: str) -> None:
-    link = "/?encoder=![x](http://evil.example/p.png)&label=![x](http://evil.example/q.png)"
+    link = "/?encoder=![x](//evil.example/p.png)&label=![x](//evil.example/q.png)"  # a colon would end the name
     page = open_tab(server + link)  # a tab that asks another host fails the test
     page.wait_for_selector("text=there is no encoder called")
     page.wait_for_timeout(500)
