@@ -263,12 +263,22 @@ def test_the_gallery_lists_what_the_verdict_says(open_app, spec, drawn, show, co
     sure = [verdict.proba[t.index, code] for t in drawn.tiles]
     assert sure == sorted(sure, reverse=True)
     names = study.observed.classes
-    if show == "mislabelled":
+    if show == "ood":
+        assert {t.subtitle for t in drawn.tiles} == {"foreign"}, "no advice to file it under another class"
+    else:
         for tile in drawn.tiles:
             if verdict.labels[tile.index] != given[tile.index]:
                 assert tile.subtitle == f"→ {names[verdict.labels[tile.index]]}"
             else:
                 assert tile.subtitle != f"→ {names[given[tile.index]]}", "no advice to keep it"
+
+
+@pytest.mark.parametrize("encoder", ["", "simclr"])
+def test_features_without_pictures_leave_no_choice_of_encoder(open_app, arrays_file, encoder):
+    app = open_app(Spec(dataset=f"arrays:{arrays_file()}", encoder=encoder, map="pca"))
+    choice = app.selectbox(key="encoder")
+    assert (choice.value, choice.options) == ("features", ["features in the data"])
+    assert "encoder" not in app.query_params
 
 
 def test_without_truth_costs_are_the_verdicts(open_app, arrays_file):

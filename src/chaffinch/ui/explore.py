@@ -15,6 +15,7 @@ from .. import exports, registry, views
 from ..base.errors import InputError
 from ..card import KINDS
 from ..figures import learning, thinning
+from ..figures.comparison import KIND_WORDS
 from ..figures.palette import KIND_COLOURS
 from ..projection import MOST, SMALLEST
 from ..spec import MAPS, Cut, Spec
@@ -319,7 +320,8 @@ def gallery_panel(
     unseen = (lambda i: "") if study.observed.images is not None else study.name_of  # without a picture, its id
     tiles = []
     for i in order[(page - 1) * PER_PAGE : page * PER_PAGE].tolist():
-        advice = "" if show == "ood" else hint(study, i, judging)
+        foreign = verdict is not None and KINDS[verdict.kinds[i]] == "ood"  # no class would be right
+        advice = KIND_WORDS["ood"] if foreign else hint(study, i, judging)
         tone = "flag" if votes.flagged[i] else ""
         if spec.colour == "kind" and study.truth is not None:
             tone = KINDS[study.truth.kind[i]]

@@ -38,6 +38,8 @@ def dataset_and_encoder(spec: Spec) -> Spec:
         names = cached.encoder_names()
         own = [] if name.startswith(BUNDLED) else [OWN_FEATURES]
         options = list(dict.fromkeys([*names, *own, chosen or usual]))  # an unknown one is explained, not hidden
+        if usual == OWN_FEATURES:
+            options, chosen = [usual], ""  # no pictures that an encoder could look at
         encoder = st.selectbox(
             "Encoder",
             options,

@@ -179,7 +179,6 @@ def _user() -> str:
 def head(spec: Spec, study: Study, judged: bool) -> tuple[Spec, bool, str]:
     """Which queue, one by one or many together, and who decides."""
     a, b, c = st.columns([6, 3, 2], vertical_alignment="top")
-    st.html("<style>.st-key-queue [role=radiogroup]{flex-wrap:wrap}</style>")  # on a phone, all queues are in sight
     missing = checks.lacking(study)
     shows = [show for show in SHOWS if (judged or show not in KINDS) and show not in missing]
     shows = [show for show in shows if show != "odd" or not missing.keys() >= set(ODD)]
