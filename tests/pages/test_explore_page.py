@@ -15,6 +15,7 @@ import streamlit as st
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from chaffinch import checks
 from chaffinch.spec import Cut, Spec
 from chaffinch.study import Study
 from chaffinch.ui.scatter import MapEvent
@@ -346,6 +347,19 @@ def test_a_sample_of_the_link_is_inspected(open_app, spec):
     assert len(re.findall(r" = chance \d+%</span>", bodies)) == 2
     app.button(key="close-inspector").click().run()
     assert "<b>b007</b>" not in " ".join(h.proto.body for h in app.get("html"))
+
+
+def test_the_inspector_says_why_the_checks_list_a_sample(open_app, arrays_file, blobs):
+    features = blobs.observed.features.copy()
+    features[8] = features[7]
+    spec = Spec(dataset=f"arrays:{arrays_file(features=features)}", encoder="features", map="pca", sample="b007")
+
+    def html() -> str:
+        return " ".join(h.proto.body for h in open_app(spec).get("html"))
+
+    assert "copy of b008" not in html(), "nobody has looked yet"
+    checks.find(Study(spec.dataset, "features"))
+    assert "<div>copy of b008" in html()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from .. import exports, registry, views
+from .. import checks, exports, registry, views
 from ..base.errors import InputError
 from ..card import KINDS
 from ..figures import learning, thinning
@@ -350,7 +350,8 @@ def inspector(study: Study, seen: views.Inspection) -> tuple[bool, int | None]:
         left, right = st.columns([2, 3])
         if study.observed.images is not None:
             left.image(picture_png(study.observed.images[seen.position], 224), width="stretch")
-        right.html(told(seen))
+        found = cached.checks(study)
+        right.html(told(seen) + listed(() if found is None else checks.reasons(study, found, seen.position)))
         _course(study, seen.position)
         clicked = None
         if seen.neighbours:
@@ -377,6 +378,16 @@ def _course(study: Study, position: int) -> None:
 def neighbour_tiles(near: Sequence[tuple[int, str, float]], given: str) -> list[Tile]:
     """Neighbours (position, label, similarity) as thumbnails; those under another label than the given are marked."""
     return [Tile(j, label, f"cos {sim:.2f}", "" if label == given else "differs") for j, label, sim in near]
+
+
+def listed(reasons: Sequence[checks.Reason]) -> str:
+    """Why the checks list a sample, a line each, as HTML; nothing if they do not."""
+    lines = "".join(f"<div>{escape(reason.words)}</div>" for reason in reasons)
+    style = (
+        "<style>.cf-why{margin-top:.35rem;font-size:.9rem}.cf-why div{padding-left:.7rem;margin:0 0 .2rem;"
+        "border-left:3px solid color-mix(in srgb,currentColor 45%,transparent);overflow-wrap:anywhere}</style>"
+    )
+    return f'{style}<div class="cf-why">{lines}</div>' if lines else ""
 
 
 def told(seen: views.Inspection, cuts: Mapping[str, str] | None = None) -> str:

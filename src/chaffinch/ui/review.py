@@ -409,9 +409,6 @@ background:color-mix(in srgb,currentColor 8%,transparent);overflow-wrap:anywhere
 .cf-copies{display:flex;flex-wrap:wrap;gap:.6rem}.cf-copies figure{margin:0;width:min(47%,11rem)}
 .cf-copies img{display:block;width:100%;border-radius:6px}.cf-copies figcaption{font-size:.8rem;overflow-wrap:anywhere;
 line-height:1.3;margin-top:.2rem}.cf-copies b{display:block}.cf-copies .differs b::before{content:"≠ "}
-.cf-why{margin-top:.35rem;font-size:.9rem}.cf-why div{padding-left:.7rem;
-border-left:3px solid color-mix(in srgb,currentColor 45%,transparent);margin:0 0 .2rem;
-overflow-wrap:anywhere}
 @media(max-width:640px){.cf-copies figure{width:min(30%,8rem)}}
 .cf-title{display:flex;flex-wrap:wrap;gap:.2rem .8rem;align-items:baseline;font-size:1.45rem;line-height:1.3}
 .cf-title span{font-size:.9rem;opacity:.75}.cf-title i{font-style:normal;font-size:.9rem;padding:.1rem .55rem;
@@ -435,8 +432,7 @@ def _title(at: Desk, seen: views.Inspection) -> None:
     if state is not None and state.decision is not None:
         d = state.decision
         said = f'<div class="cf-said">Decided: <b>{escape(str(d))}</b> by {escape(d.who)}, {_when(d)}</div>'
-    why = "".join(f"<div>{escape(reason.words)}</div>" for reason in at.reasons(seen.position))
-    why = f'<div class="cf-why">{why}</div>' if why else ""
+    why = explore.listed(at.reasons(seen.position))
     st.html(f'<div class="cf-title"><span>given</span>{"".join(parts)}</div>{said}{why}{_STYLE}')
 
 
