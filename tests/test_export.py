@@ -500,6 +500,21 @@ class TestCommand:
         assert document.pop("out") == str(tmp_path / "o")
         assert document == json.loads((tmp_path / "o" / "manifest.json").read_text())
 
+    def test_what_was_left_out_is_named(self, run, pictures, save_encoder, tmp_path):
+        save_encoder()
+        for i, (image, label) in enumerate(zip(pictures.observed.images, pictures.observed.labels, strict=True)):
+            path = tmp_path / "stripes" / str(label) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])  # its header is whole
+        path.with_name("empty.png").write_bytes(b"")
+        argv = ("export", f"folder:{tmp_path / 'stripes'}", "--encoder", "tiny", "--out", tmp_path / "o", "--quiet")
+        code, _, err = run(*argv)
+        assert code == 0
+        assert "empty.png" in err
+        assert path.name in err
+
     @pytest.mark.parametrize(
         ("argv", "message"),
         [

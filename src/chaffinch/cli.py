@@ -92,7 +92,7 @@ def _detect(args: argparse.Namespace) -> int:
     if every:  # those that are named besides keep their cut
         named = {c.detector: c for c in cuts}
         cuts = [named.get(slug, Cut(slug)) for slug in sorted({*registry.methods("detector"), *named})]
-    _warn([*study.dataset.warnings, *filter(None, [study.advice])])
+    _warn(study.warnings)
     study.embed(meter, device=args.device)
     _warn(study.dataset.undecoded)
     done, skipped = run_detectors(study, cuts, skip=every, report=meter)
@@ -218,7 +218,7 @@ def _embed(args: argparse.Namespace) -> int:
     _for_ray(args, "workers", "address", "out", "block")
     study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed)
     report = _reporter(workspace, args.job, meter)
-    _warn([*study.dataset.warnings, *filter(None, [study.advice])])
+    _warn(study.warnings)
     shards = None
     if args.engine == "ray":
         shards = study.spread(
@@ -577,7 +577,7 @@ def _check(args: argparse.Namespace) -> int:
     workspace = Workspace(args.workspace)
     study = Study(args.dataset, args.encoder, workspace=workspace)
     report = _reporter(workspace, args.job, Meter(args.quiet))
-    _warn(study.dataset.warnings)
+    _warn(study.dataset.warnings if args.identical else study.warnings)
     if not args.identical:
         study.embed(report, device=args.device)
     found = find(study, identical=args.identical, report=report)
@@ -627,7 +627,9 @@ def _export(args: argparse.Namespace) -> int:
         kinds = tuple(kind for kind in args.drop.split(",") if kind)
         policy = cleaned.Policy(drop=kinds, relabel=args.relabel, above=args.above, unsure=args.unsure)
         study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed, run=args.run_name)
+        _warn(study.warnings)
         study.embed(meter, device=args.device)
+        _warn(study.dataset.undecoded)
         decisions = cleaned.decided(Reviews(workspace.decisions).states(study.dataset.digest))
         export = cleaned.make(
             study, [Cut.parse(text) for text in args.detector or ["lsa", "small-loss"]], decisions, policy,

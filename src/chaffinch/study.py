@@ -270,6 +270,11 @@ class Study:
         """Id of the sample at this position."""
         return str(self.observed.ids[position])
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What opening the dataset had to leave out, and the advice."""
+        return (*self.dataset.warnings, *filter(None, [self.advice]))
+
     @cached_property
     def key(self) -> str:
         """A hash of dataset and encoder: every result of this study depends on both."""
