@@ -53,7 +53,7 @@ JOINT = "joint"
 """The output of an encoder that is no embedding, but says how well each label fits."""
 
 VERSIONS = {
-    "features": 1, "neighbors": 2, "probe": 1, "history": 1, "joint": 1, "detect": 2, "verdict": 1, "map": 1,
+    "features": 1, "neighbors": 2, "probe": 1, "history": 1, "joint": 1, "detect": 2, "verdict": 2, "map": 1,
     "measures": 1, "checks": 1, "benefit": 1,
 }  # fmt: skip
 """Raised when a step would give another result for the same input, so that old results are not taken for it."""
