@@ -36,10 +36,12 @@ def test_from_a_folder_to_a_cleaned_folder(tmp_path, capsys, workspace, count):
     np.testing.assert_array_equal(verdict.proba, same.verdict().proba, "files change nothing of what is found")
     for slug in ("lsa", "small-loss"):
         np.testing.assert_array_equal(folder.detect(slug).scores, same.detect(slug).scores)
+    found = three_way(verdict.proba, planted)["macro_f1"]
+    assert found > 0.65, "of 71 samples a class"
     if count > 1000:
         bundled = Study("fashion-web", "simclr", workspace=workspace)
         there = three_way(bundled.verdict().proba, draw.truth.kind)["macro_f1"]
-        assert three_way(verdict.proba, planted)["macro_f1"] > there - 0.02
+        assert found > there - 0.02
     check_the_export(tmp_path, capsys, name, folder, same, thorough=count > 1000)
 
 

@@ -520,6 +520,21 @@ def test_posterior_is_the_rule_of_bayes():
     assert tiny.tolist() == [[1.0, 1e-30, 1e-40]]
 
 
+@pytest.mark.parametrize(("certain", "counted"), [(30, 30), (5, 20), (60, 60)])
+def test_transition_is_counted_on_those_certain_of_their_class(certain, counted):
+    """Sixty samples a class: the certain ones count, and where they are few, the twenty most certain."""
+    chance = np.concatenate([np.linspace(0.99, 0.8, certain), np.linspace(0.6, 0.5, 60 - certain)])
+    p = np.zeros((120, 3))
+    p[:60, 0], p[60:, 1], p[:, 2] = chance, 0.95, 0.02
+    p[:60, 1], p[60:, 0] = 0.98 - chance, 0.03
+    y, shares = np.repeat([0, 1], 60), np.array([0.5, 0.5])
+    right = verdict._count(p, y, shares)
+    for wrong, heard in ((slice(counted - 1, counted), True), (slice(counted, 60), False)):
+        other = y.copy()
+        other[wrong] = 1
+        assert (verdict._count(p, other, shares)[0, 1] > right[0, 1]) == heard
+
+
 def test_transition_from_counts_draws_single_classes_to_the_median():
     counts = np.array([[900.0, 50, 50], [80, 800, 120], [2, 0, 0], [10, 10, 10]])
     free, drawn = verdict._pooled(counts, pull=0.0), verdict._pooled(counts, pull=200.0)

@@ -620,7 +620,9 @@ def _export(args: argparse.Namespace) -> int:
         def opened(manifest: dict[str, Any]) -> Study:
             name, run = args.dataset or manifest["dataset"]["name"], manifest["run"] or {"name": ""}
             encoder, seed = manifest["encoder"]["name"], manifest["seed"]
-            return Study(name, encoder, workspace=workspace, seed=seed, run=run["name"])
+            study = Study(name, encoder, workspace=workspace, seed=seed, run=run["name"])
+            _warn(study.warnings)
+            return study
 
         export, told = cleaned.replay(Path(args.replay), opened, meter)
     elif args.dataset:
@@ -629,7 +631,6 @@ def _export(args: argparse.Namespace) -> int:
         study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed, run=args.run_name)
         _warn(study.warnings)
         study.embed(meter, device=args.device)
-        _warn(study.dataset.undecoded)
         decisions = cleaned.decided(Reviews(workspace.decisions).states(study.dataset.digest))
         export = cleaned.make(
             study, [Cut.parse(text) for text in args.detector or ["lsa", "small-loss"]], decisions, policy,
@@ -638,6 +639,7 @@ def _export(args: argparse.Namespace) -> int:
         )  # fmt: skip
     else:
         raise InputError("name a DATASET, or a manifest to --replay")
+    _warn(export.dataset.undecoded)
     cleaned.write(export, out, meter)
     written = json.loads((out / cleaned.MANIFEST).read_text(encoding="utf-8"))
     if told.get("table") and told["table"]["sha256"] != written["table"]["sha256"]:

@@ -273,7 +273,7 @@ def line_up(
         InputError: an encoder cannot be measured and ``skip`` is False.
     """
     found = encoder_cards(workspace)
-    cards, usual = {name: card for name, (_, card) in found.items()}, default_encoder(dataset.observed.images, found)[0]
+    cards, usual = {name: card for name, (_, card) in found.items()}, default_encoder(dataset.observed, found)[0]
     wanted = list(names) if names is not None else at_hand(cards, usual)
     rows: dict[str, Row] = {}
     failed: dict[str, str] = {}

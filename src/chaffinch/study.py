@@ -27,7 +27,7 @@ from .base.mixture import fit_mixture
 from .base.record import Record, load_record
 from .base.training_run import TrainingRun
 from .card import KINDS
-from .data import CLEAN, OOD, Images, NoisyDataset, PictureFiles, open_dataset
+from .data import CLEAN, OOD, Images, NoisyDataset, Observed, PictureFiles, open_dataset
 from .data.dataset import finite_rows
 from .data.pictures import key_of, some
 from .detectors.base import Trusted, cut, ranks
@@ -166,13 +166,16 @@ def find_encoder(workspace: Workspace, name: str) -> tuple[Path, dict[str, Any]]
     return cards[name]
 
 
-def default_encoder(images: Images | None, cards: Mapping[str, tuple[Path, dict[str, Any]]]) -> tuple[str, str]:
+def default_encoder(observed: Observed, cards: Mapping[str, tuple[Path, dict[str, Any]]]) -> tuple[str, str]:
     """The encoder for those who choose none, by the pictures it is to see; and why it is not the best one, or nothing.
 
     Args:
-        images: of the dataset, or None.
+        observed: the dataset; features that came without pictures are used themselves.
         cards: the encoders at hand (`encoder_cards`).
     """
+    images = observed.images
+    if images is None and observed.features is not None:
+        return OWN_FEATURES, ""
     if images is None or (images.ndim == 3 and max(images.shape[1:3]) <= SMALL_SIDE):
         return SMALL, ""
     if PHOTOGRAPHS in cards and "error" not in cards[PHOTOGRAPHS][1]:
@@ -236,7 +239,7 @@ class Study:
         self.observed, self.truth = self.dataset.observed, self.dataset.truth
         self.advice = ""
         if not encoder:
-            encoder, self.advice = default_encoder(self.observed.images, encoder_cards(self.workspace))
+            encoder, self.advice = default_encoder(self.observed, encoder_cards(self.workspace))
         own = self.observed.features is not None and (encoder == OWN_FEATURES or self.observed.images is None)
         self.encoder = OWN_FEATURES if own else encoder
         if self.encoder == OWN_FEATURES and self.observed.features is None and self.observed.images is not None:

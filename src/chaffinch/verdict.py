@@ -42,7 +42,7 @@ HEAVIEST = 0.01
 """Largest penalty per sample. A heavier one lets the class shares of a fold outweigh its features: rounds diverge."""
 
 LEAST = 20
-"""Fewest samples on which a verdict is attempted."""
+"""Fewest samples on which a verdict is attempted, and on which a row of T is counted."""
 
 ENOUGH = 100
 """Samples a class, on average, below which a verdict says so: of 71 instead of 1,700, macro-F1 was 0.72, not 0.92."""
@@ -394,9 +394,10 @@ NEARBY = 20.0
 """How many given labels the prediction at one place is worth, at the start."""
 
 SURE, CERTAIN, FEW = 0.3, 0.7, 100
-"""T is counted on the surest share of each class, and on up to so many samples if they are as certain as that.
+"""T is counted on the surest share of each class: on more, up to so many, if they are as certain as that.
 
-Of a small set most are not, and those that only look most like a class would make its labels seem noisier than they are.
+Of a small set most are not, and those that only look most like a class would make its labels seem noisier than they
+are. At least `LEAST` count, however uncertain; a class that fewer look most like borrows those that look like it most.
 """
 
 PULL = 200.0
@@ -409,10 +410,11 @@ def _count(p: Array, y: Labels, shares: Array) -> Array:
     counts = np.zeros((n_classes + 1, n_classes))
     for k in range(p.shape[1]):
         rows = np.flatnonzero(surest == k)
-        certain = int((p[rows, k] > CERTAIN).sum())
-        take = max(int(SURE * len(rows)), min(certain, FEW), min(len(rows), LEAST))
         if len(rows) < LEAST:
             rows, take = np.arange(len(p)), max(len(rows), min(LEAST, len(p) // (2 * n_classes)))
+        else:
+            certain = int((p[rows, k] > CERTAIN).sum())
+            take = max(int(SURE * len(rows)), min(certain, FEW), LEAST)
         counts[k] = np.bincount(y[rows[np.argsort(-p[rows, k], kind="stable")[:take]]], minlength=n_classes)
     transition = _pooled(counts, PULL)
     # OOD may be labelled at random or as often as the classes are: a mix of both, so that it cannot become a class

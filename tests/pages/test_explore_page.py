@@ -276,10 +276,11 @@ def test_the_gallery_lists_what_the_verdict_says(open_app, spec, drawn, show, co
 
 @pytest.mark.parametrize("encoder", ["", "simclr"])
 def test_features_without_pictures_leave_no_choice_of_encoder(open_app, arrays_file, encoder):
-    app = open_app(Spec(dataset=f"arrays:{arrays_file()}", encoder=encoder, map="pca"))
+    app = open_app(Spec(dataset=f"arrays:{arrays_file()}", encoder=encoder, map="pca", sample="b007"))
     choice = app.selectbox(key="encoder")
     assert (choice.value, choice.options) == ("features", ["features in the data"])
     assert "encoder" not in app.query_params
+    assert app.query_params["sample"] == "b007", "the view is as it was"
 
 
 def test_without_truth_costs_are_the_verdicts(open_app, arrays_file):

@@ -152,7 +152,8 @@ def upset(
     figure.update_xaxes(visible=False, range=span, fixedrange=True, col=2)
     figure.update_yaxes(visible=False, range=[0, top], fixedrange=True, row=1, col=2)
     most = max(sizes.values(), default=1) or 1
-    figure.update_xaxes(visible=False, range=[-2.4 * most, 0], fixedrange=True, row=2, col=1)
+    room = [-2.4 * most, 0]  # for the numbers beside the bars, on a phone too
+    figure.update_xaxes(visible=False, range=room, fixedrange=True, row=2, col=1)
     tall = [len(names) - 0.4, -0.6]
     figure.update_yaxes(visible=False, range=tall, fixedrange=True, row=2, col=1)
     ticks = {"tickmode": "array", "tickvals": list(rows.values()), "ticktext": list(called.values())}

@@ -179,9 +179,11 @@ def surprise(
                 hovertemplate=f"{told}<br>{safe(title)}: %{{x:.3f}}<extra></extra>",
             )  # fmt: skip
         inner = x is not None and x > left + 0.55 * wide
-        beyond = (row.get(f"{measure}_sd") or 0) * (-1 if inner else 1)  # the label begins where the deviation ends
+        tip, across = left - 0.06 * wide, row.get(f"{measure}_sd") or 0
+        if x is not None:  # the label begins where the deviation ends, if it has room there
+            tip = max(x - across, left + 0.25 * wide) if inner else min(x + across, left + 0.75 * wide)
         figure.add_annotation(
-            x=left - 0.06 * wide if x is None else x + beyond, y=y, text=f"<b>{name}</b>" if slug == "lsa" else name,
+            x=tip, y=y, text=f"<b>{name}</b>" if slug == "lsa" else name,
             ax=0 if x is None else -14 if inner else 14, ay=scale * y - label - (9 if x is None else 12),
             xanchor="left" if x is None else "right" if inner else "left", showarrow=True, arrowhead=0,
             arrowwidth=1, arrowcolor="rgba(0,0,0,0)" if x is None else colour,

@@ -17,7 +17,7 @@ from ..data import NoisyDataset, open_dataset
 from ..data.sources import fingerprint
 from ..lineup import Row, at_hand, figures_key, stored
 from ..spec import Spec
-from ..study import OWN_FEATURES, SMALL, Study, default_encoder, embeddings, encoder_cards
+from ..study import SMALL, Study, default_encoder, embeddings, encoder_cards
 from ..thumbnails import Sheets, make_sheets
 from ..workspace import Workspace
 
@@ -115,15 +115,9 @@ def forget() -> None:
 
 
 def usual_encoder(name: str) -> str:
-    """The encoder of a dataset for those who choose none; where that cannot be opened, the one for small pictures.
-
-    Features that came without pictures are all there is.
-    """
+    """The encoder of a dataset for those who choose none; where that cannot be opened, the one for small pictures."""
     try:
-        observed = dataset(name).observed
-        if observed.images is None and observed.features is not None:
-            return OWN_FEATURES
-        return default_encoder(observed.images, encoder_cards(Workspace()))[0]
+        return default_encoder(dataset(name).observed, encoder_cards(Workspace()))[0]
     except InputError:
         return SMALL
 

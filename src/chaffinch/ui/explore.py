@@ -351,7 +351,7 @@ def inspector(study: Study, seen: views.Inspection) -> tuple[bool, int | None]:
         if study.observed.images is not None:
             left.image(picture_png(study.observed.images[seen.position], 224), width="stretch")
         found = cached.checks(study)
-        right.html(told(seen) + listed(() if found is None else checks.reasons(study, found, seen.position)))
+        right.html(told(seen) + why(() if found is None else checks.reasons(study, found, seen.position)))
         _course(study, seen.position)
         clicked = None
         if seen.neighbours:
@@ -380,7 +380,7 @@ def neighbour_tiles(near: Sequence[tuple[int, str, float]], given: str) -> list[
     return [Tile(j, label, f"cos {sim:.2f}", "" if label == given else "differs") for j, label, sim in near]
 
 
-def listed(reasons: Sequence[checks.Reason]) -> str:
+def why(reasons: Sequence[checks.Reason]) -> str:
     """Why the checks list a sample, a line each, as HTML; nothing if they do not."""
     lines = "".join(f"<div>{escape(reason.words)}</div>" for reason in reasons)
     style = (

@@ -495,7 +495,6 @@ padding:.6rem .8rem}
 .st-key-method{scroll-margin-top:4rem;outline:none}
 .st-key-method .katex-display{overflow-x:auto;overflow-y:hidden;padding:.2rem 0}
 .st-key-method p:has(+ul){margin-bottom:.2rem}
-.st-key-method-filters [role=toolbar]{flex-wrap:wrap}
 .cf-quality{display:flex;flex-wrap:wrap;gap:.4rem 1.6rem}
 .cf-quality div{display:flex;flex-direction:column}
 .cf-quality b{font-size:1.35rem;line-height:1.25;font-variant-numeric:tabular-nums}

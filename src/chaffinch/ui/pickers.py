@@ -31,21 +31,25 @@ def dataset_and_encoder(spec: Spec) -> Spec:
     with st.sidebar:
         st.markdown("#### Dataset")
         name = _dataset(spec.dataset)
-        usual, chosen = cached.usual_encoder(name), spec.encoder
+        usual = cached.usual_encoder(name)
+        alone = usual == OWN_FEATURES  # there are no pictures that an encoder could look at
+        spec = replace(spec, encoder="") if alone else spec
+        chosen = spec.encoder
         if name != spec.dataset and usual != cached.usual_encoder(spec.dataset):
             st.session_state.pop("encoder", None)  # pictures of another kind, so the choice begins anew
             chosen = ""
         names = cached.encoder_names()
         own = [] if name.startswith(BUNDLED) else [OWN_FEATURES]
         options = list(dict.fromkeys([*names, *own, chosen or usual]))  # an unknown one is explained, not hidden
-        if usual == OWN_FEATURES:
-            options, chosen = [usual], ""  # no pictures that an encoder could look at
+        help = "What turns pictures into features; type to search. The page Losses puts two of them side by side."
+        if alone:
+            options, help = [usual], "An encoder turns pictures into features; these data have come with features only."
         encoder = st.selectbox(
             "Encoder",
             options,
             key=begin("encoder", chosen or usual, options),
             format_func=lambda slug: "features in the data" if slug == OWN_FEATURES else slug,
-            help="What turns pictures into features; type to search. The page Losses puts two of them side by side.",
+            help=help,
         )
         if encoder in names:
             st.caption(plain(names[encoder]))

@@ -432,7 +432,7 @@ def _title(at: Desk, seen: views.Inspection) -> None:
     if state is not None and state.decision is not None:
         d = state.decision
         said = f'<div class="cf-said">Decided: <b>{escape(str(d))}</b> by {escape(d.who)}, {_when(d)}</div>'
-    why = explore.listed(at.reasons(seen.position))
+    why = explore.why(at.reasons(seen.position))
     st.html(f'<div class="cf-title"><span>given</span>{"".join(parts)}</div>{said}{why}{_STYLE}')
 
 

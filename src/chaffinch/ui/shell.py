@@ -44,7 +44,7 @@ def frame() -> None:
         "<style>.stMainBlockContainer{padding:2.6rem 2rem 3rem}"
         "@media(max-width:640px){.stMainBlockContainer{padding:4rem .8rem 2rem}}"
         "[data-testid=stSidebarUserContent]{padding-top:0}"
-        "[data-testid=stButtonGroup] [role=radiogroup]{flex-wrap:wrap}"  # on a phone, all choices are in sight
+        "[data-testid=stButtonGroup] :is([role=radiogroup],[role=toolbar]){flex-wrap:wrap}"  # no choice out of sight
         ".cf-brand{display:flex;align-items:center;gap:.6rem;margin-top:.7rem}"
         ".cf-brand img{width:2rem;height:2rem;flex:none}"
         ".cf-brand b{font-size:1.2rem;display:block;line-height:1.2}"
