@@ -793,6 +793,15 @@ class TestCompareEncoders:
         assert code == 0
         assert f"{row['uniformity']:.3f}" in out
 
+    def test_of_further_seeds_only_the_figures_are_shipped(self, document, pictures_file, save_encoder, tmp_path):
+        for seed in (0, 1):
+            save_encoder(f"tiny-s{seed}", seed=seed)
+        both = ("--encoder", "tiny-s0", "--encoder", "tiny-s1")
+        found = document("compare-encoders", f"arrays:{pictures_file}", *both, "--ship", tmp_path)
+        assert {name: row["encoders"] for name, row in found["encoders"].items()} == {"tiny-s0": ["tiny-s0", "tiny-s1"]}
+        shipped = sorted(p.name.partition("-")[0] for p in tmp_path.glob("*-*"))
+        assert shipped == ["encoder", "encoder", "map", "verdict"]
+
     def test_unknown(self, run, pictures_file):
         code, out, err = run("compare-encoders", f"arrays:{pictures_file}", "--encoder", "nobody")
         assert (code, out) == (2, "")

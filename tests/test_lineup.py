@@ -95,6 +95,7 @@ def test_encoders_that_differ_in_the_seed_become_one():
     assert (found["b"]["uniformity"], found["b"]["seeds"]) == (2.0, 2)
     assert found["b"]["sd"]["uniformity"] == pytest.approx(np.std([1, 3], ddof=1))
     assert found["c"]["seeds"] == 1
+    assert [row["encoders"] for row in found.values()] == [["b", "a"], ["c"]]
 
 
 @pytest.fixture

@@ -474,10 +474,12 @@ def _compare_encoders(args: argparse.Namespace) -> int:
     if args.job:
         workspace.note(args.job, {"done": True, "skipped": failed})
     if args.ship:
-        for name in rows:
+        for first, name in ((row["encoders"][0], name) for row in rows.values() for name in row["encoders"]):
             study = Study(dataset, name, workspace=workspace, seed=args.seed)
-            study.map("umap")
-            keys = {"encoder": figures_key(study), "map": study.map_key("umap"), "verdict": study.verdict_key()}
+            keys = {"encoder": figures_key(study)}
+            if name == first:  # of further seeds nothing but the figures is needed: they enter the mean
+                study.map("umap")
+                keys |= {"map": study.map_key("umap"), "verdict": study.verdict_key()}
             for step, key in keys.items():
                 if found := workspace.find(step, key):
                     workspace.store(step, key, found, folder=Path(args.ship))
@@ -869,7 +871,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("dataset", nargs="?", default="fashion-web", help=DATASET_HELP)
     compare.add_argument("--encoder", action="append", metavar="NAME[:OUTPUT]", help="which (repeat; default: all)")
     compare.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    compare.add_argument("--ship", metavar="DIR", help="also write figures, map and verdict of each into this folder")
+    compare.add_argument(
+        "--ship", metavar="DIR",
+        help="also write figures, map and verdict of each into this folder; of further seeds the figures only",
+    )  # fmt: skip
     compare.add_argument("--job", help=argparse.SUPPRESS)
     compare.set_defaults(run=_compare_encoders)
 

@@ -267,7 +267,8 @@ def line_up(
 
     Returns:
         name -> figures; those of an encoder trained with several seeds are means, under the name with the lowest seed,
-        with ``seeds`` and ``sd`` (sample standard deviations, by key). And name -> reason for those left out.
+        with ``encoders`` (their names), ``seeds`` (how many) and ``sd`` (sample standard deviations, by key). And
+        name -> reason for those left out.
 
     Raises:
         InputError: an encoder cannot be measured and ``skip`` is False.
@@ -295,7 +296,7 @@ def line_up(
 
 
 def over_seeds(rows: Mapping[str, Row], cards: Mapping[str, Row]) -> dict[str, Row]:
-    """Rows of encoders that differ in the seed only, as one row each."""
+    """Rows of encoders that differ in the seed only, as one row each; ``encoders`` names those it is the mean of."""
     groups: dict[str, list[str]] = {}
     for name in rows:
         base, _, layer = name.partition(":")
@@ -304,7 +305,7 @@ def over_seeds(rows: Mapping[str, Row], cards: Mapping[str, Row]) -> dict[str, R
     out = {}
     for group in groups.values():
         group.sort(key=lambda name: int(cards.get(name.partition(":")[0], {}).get("seed", 0)))
-        out[group[0]] = _mean([rows[name] for name in group])
+        out[group[0]] = _mean([rows[name] for name in group]) | {"encoders": group}
     return out
 
 

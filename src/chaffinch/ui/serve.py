@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import threading
@@ -35,6 +36,11 @@ def _warm() -> None:
 
     with contextlib.suppress(InputError):  # whoever opens the page sees the message there
         cached.warm(Spec.from_toml(os.environ.get("CHAFFINCH_SPEC", "")))
+    # Streamlit collects garbage after every run, those of a progress bar included. The objects of all libraries in it
+    # made that 0.35 s each, in which nobody was answered; and a click on another page just when a job had ended, and its
+    # page began to run again, was lost: runs of one session share the note of which page is wanted.
+    gc.collect()
+    gc.freeze()
 
 
 if __name__ == "__main__":
