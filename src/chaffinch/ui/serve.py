@@ -28,7 +28,38 @@ def main(host: str, port: str, *rest: str) -> None:
     if host not in LOCAL:  # whoever opens the app to others decides by what name they come
         sys.stderr.write(f"note: the app listens on {host} and can be opened from other machines\n")
         options += ["--server.allowedHosts", "*"]
+    _keep_clicks()
     cli.main(["run", "app.py", *options], standalone_mode=False)
+
+
+def _keep_clicks() -> None:
+    """See to it that a run that was told to stop says no more which page is wanted.
+
+    A click on another page stops the run of a session and begins one of its own. Where the first had just ended in
+    ``st.rerun``, as at the end of every job, Streamlit (1.67) begins it again all the same and looks at the order to
+    stop only when the first element is drawn. By then it has noted its page as the wanted one, in a place that all runs
+    of the session share, and the click is answered with the page that was left.
+    """
+    from streamlit.runtime import app_session
+    from streamlit.runtime.pages_manager import PagesManager
+    from streamlit.runtime.scriptrunner import get_script_run_ctx
+    from streamlit.runtime.scriptrunner_utils.script_requests import ScriptRequestType
+
+    def stopped() -> bool:
+        run = get_script_run_ctx(suppress_warning=True)
+        requests = None if run is None else run.script_requests
+        return getattr(requests, "_state", None) == ScriptRequestType.STOP
+
+    class Pages(PagesManager):
+        def set_script_intent(self, page_script_hash: str, page_name: str) -> None:
+            if not stopped():
+                super().set_script_intent(page_script_hash, page_name)
+
+        def set_current_page_script_hash(self, page_script_hash: str) -> None:
+            if not stopped():
+                super().set_current_page_script_hash(page_script_hash)
+
+    app_session.PagesManager = Pages  # type: ignore[attr-defined]
 
 
 def _warm() -> None:
@@ -36,9 +67,8 @@ def _warm() -> None:
 
     with contextlib.suppress(InputError):  # whoever opens the page sees the message there
         cached.warm(Spec.from_toml(os.environ.get("CHAFFINCH_SPEC", "")))
-    # Streamlit collects garbage after every run, those of a progress bar included. The objects of all libraries in it
-    # made that 0.35 s each, in which nobody was answered; and a click on another page just when a job had ended, and its
-    # page began to run again, was lost: runs of one session share the note of which page is wanted.
+    # Streamlit collects garbage after every run, also of a progress bar; over the objects of all libraries that takes
+    # 0.35 s, in which nobody is answered
     gc.collect()
     gc.freeze()
 
