@@ -93,9 +93,16 @@ class TestClasses:
         d = opened(root)
         assert d.observed.ids.tolist() == ["cat/1.png"]
         assert d.warnings == (
-            "2 files are no pictures by their names; they are left out (the first: a.csv)",
+            "2 files are no pictures by their names; they are left out (a.csv, cat/notes.txt)",
             "loose.png lies in no class folder; it is left out",
         )
+
+    def test_twenty_of_those_are_named(self, folder):
+        (line,) = opened(folder("cat/1.png", *(f"cat/{i:04d}.txt" for i in range(1_022)))).warnings
+        assert line.startswith(
+            "1,022 files are no pictures by their names; they are left out (cat/0000.txt, cat/0001.txt"
+        )
+        assert line.endswith("cat/0018.txt, cat/0019.txt and 1,002 more)")
 
 
 class TestUnreadable:

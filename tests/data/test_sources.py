@@ -22,6 +22,9 @@ GOOD = {
     "trusted": np.array([True, False, False, False, False, True]),
 }
 
+ROW_2 = np.where(np.arange(6)[:, None] == 2, np.nan, np.ones((6, 3)))
+"""Features, but none in row 2."""
+
 
 @pytest.fixture
 def opened(tmp_path):
@@ -98,10 +101,15 @@ def test_truth_from_kind(opened, dtype):
         ({"labels": None}, "key 'labels' is missing"),
         ({"images": None, "features": None, "pred_probs": None}, "one of images, features, pred_probs"),
         ({"label": np.zeros(6)}, "unknown key 'label'; it may hold images, features"),
-        ({"features": np.vstack([np.ones((4, 3)), np.full((2, 3), np.nan)])}, "features: row 4 holds NaN"),
+        ({"features": np.full((6, 3), np.nan)}, r"no row can be used \(6 of 6 rows hold NaN or infinity in features"),
+        ({"features": np.full((5, 3), np.nan)}, r"features must have 6 rows and 2 dimensions, got shape \(5, 3\)"),
+        ({"pred_probs": np.full((6, 2), 0.9)}, "no row can be used .*pred_probs that are no distribution"),
+        ({"pred_probs": np.full((6, 2), 0.5)}, "pred_probs has 2 columns but there are 3 classes"),
+        ({"pred_probs": np.full(6, np.nan)}, "pred_probs must have 6 rows and 2 dimensions"),
         ({"features": np.array([["a"] * 3] * 6)}, "features must be numbers, got <U1"),
-        ({"ids": np.array(list("abcdea"))}, r"id 'a' occurs more than once \(first in row 0\)"),
         ({"labels": np.array([0, 1, 2, 3, 0, 0])}, "row 3: label 3 is not one of the 3 classes"),
+        ({"labels": np.array([0, 1, 2, 3, 0, 0]), "features": ROW_2}, "row 3: label 3 is not one of the 3 classes"),
+        ({"true_labels": np.array([0, 1, 2, 0, 3, 0]), "features": ROW_2}, "true_labels: row 4: 3 is neither"),
         ({"labels": np.array([0, 1, -2, 0, 0, 0])}, "row 2: label -2"),
         ({"labels": np.linspace(0, 1, 6)}, "labels must be whole numbers or text, got float64"),
         ({"labels": np.zeros((6, 1), int)}, r"labels must be one-dimensional, got shape \(6, 1\)"),
@@ -124,6 +132,33 @@ def test_truth_from_kind(opened, dtype):
 def test_bad_arrays(opened, changes, message):
     with pytest.raises(InputError, match=f"a\\.npz: {message}"):
         opened(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"features": ROW_2}, "1 of 6 rows hold NaN or infinity in features (row 2: c)"),
+        ({"features": np.nan_to_num(ROW_2, nan=1e300)}, "1 of 6 rows hold NaN or infinity in features (row 2: c)"),
+        ({"xy": ROW_2[:, :2]}, "1 of 6 rows hold NaN or infinity in xy (row 2: c)"),
+        ({"ids": np.array(list("abbdef"))}, "1 of 6 rows have the id of an earlier row (row 2: b)"),
+        ({"ids": np.array(["a", "b", "", "d", "e", "f"])}, "1 of 6 rows have no id (row 2)"),
+        ({"features": ROW_2, "ids": None}, "1 of 6 rows hold NaN or infinity in features (row 2)"),
+        (
+            {"pred_probs": np.where(np.arange(6)[:, None] == 2, [[1.2, -0.1, -0.1]], 1 / 3)},
+            "1 of 6 rows have pred_probs that are no distribution (no negatives, sum 1) (row 2: c)",
+        ),
+    ],
+)
+def test_a_bad_row_is_left_out_of_every_array(opened, changes, warning):
+    d, rest = opened(**changes), [0, 1, 3, 4, 5]
+    assert d.warnings == (f"{warning}; they are left out",)
+    assert d.observed.classes == ("cat", "dog", "owl")
+    for key in ("labels", "images", "trusted"):
+        np.testing.assert_array_equal(getattr(d.observed, key), GOOD[key][rest])
+    for key in ("features", "pred_probs", "xy"):
+        np.testing.assert_allclose(getattr(d.observed, key), {**GOOD, **changes}[key][rest], rtol=1e-6)
+    np.testing.assert_array_equal(d.truth.labels, GOOD["true_labels"][rest])
+    np.testing.assert_array_equal(d.truth.kind, GOOD["kind"][rest])
 
 
 def test_missing_file(tmp_path):

@@ -112,7 +112,7 @@ class TestColumns:
         gaps = ["a", "", "b", ""] if suffix == ".csv" else ["a", None, "b", ""]
         d = table(suffix, image=FOUR, label=gaps)
         assert d.observed.ids.tolist() == [FOUR[0], FOUR[2]]
-        assert d.warnings == ("2 of 4 rows have no label (row 1, 3); they are left out",)
+        assert d.warnings == ("2 of 4 rows have no label (row 1, row 3); they are left out",)
         with pytest.raises(InputError, match=r"no row can be used .4 of 4 rows have no label"):
             table(suffix, image=FOUR, label=["", "", "", ""])
 
@@ -129,15 +129,15 @@ class TestColumns:
         [
             ({"image": FOUR}, r"column 'label' is missing; its columns are 'image'"),
             ({"label": ["a"] * 4}, "one of the columns image, embedding, pred_probs must be there"),
-            ({"image": FOUR, "label": ["a"] * 4, "id": ["1", "2", "1", "3"]}, "id '1' occurs more than once"),
-            ({"image": FOUR, "label": ["a"] * 4, "id": ["1", "2", "", "3"]}, "id: row 2 is empty"),
-            ({"image": FOUR, "label": ["a"] * 4, "x": [1] * 4, "y": ["1", "2", "up", "3"]}, "y: row 2 must be a num"),
-            ({"image": FOUR, "label": ["a"] * 4, "kind": ["clean"] * 3 + ["dirty"]}, "kind must be clean, mis"),
+            ({"image": FOUR, "label": ["a"] * 4, "id": [""] * 4}, "no row can be used .4 of 4 rows have no id .row 0"),
+            ({"image": FOUR, "label": ["a"] * 4, "x": [1] * 4, "y": ["up"] * 4}, "no row .*have no finite number in y"),
             ({"label": ["a"] * 2, "embedding": ["[1, 2]", "[1]"]}, "embedding: row 1 has 1 numbers, row 0 has 2"),
-            ({"label": ["a"] * 2, "embedding": ["[1, 2]", "cat"]}, "embedding: row 1 is no list of numbers"),
-            ({"label": ["a"] * 2, "embedding": ["[[1]]", "[[1]]"]}, "embedding: row 0 is no list of numbers"),
-            ({"label": ["a"] * 2, "embedding": ["[1]", "[NaN]"]}, "features: row 1 holds NaN"),
-            ({"label": ["a", "b"], "pred_probs": ["[1, 0]", "[1, 1]"]}, "pred_probs: row 1 is not a probability"),
+            ({"label": ["a"] * 2, "embedding": ["", "cat"]}, "embedding: no row is a list of numbers"),
+            ({"label": ["a"] * 2, "embedding": ["[[1]]", "[[1]]"]}, "embedding: no row is a list of numbers"),
+            ({"label": ["a"] * 2, "embedding": ["[Infinity]", "[NaN]"]}, "no row can be used .2 of 2 rows hold NaN, "),
+            ({"label": ["a", "b"], "pred_probs": ["[2, 1]", "[1, 1]"]}, "no row can be .*that are no distribution"),
+            ({"label": ["a", "b"], "pred_probs": ["[1]", "[1]"]}, "pred_probs has 1 columns but there are 2 classes"),
+            ({"label": ["a"] * 2, "embedding": ["[1]", "x"], "id": ["", "1"]}, "have no list .*; 1 of 2 rows have no"),
             ({"image": ["no.png"], "label": ["a"]}, "no row names a picture that can be used .row 0: no.png cannot"),
             ({"image": FOUR, "label": ["a"] * 4, "split": ["test"] * 4}, "no row can be used"),
         ],
@@ -145,6 +145,72 @@ class TestColumns:
     def test_what_cannot_be_used(self, table, suffix, columns, message):
         with pytest.raises(InputError, match=rf"t\{suffix}: .*{message}"):
             table(suffix, **columns)
+
+    @pytest.mark.parametrize(
+        ("columns", "warning"),
+        [
+            ({"id": ["p", "q", "p", "r"]}, "1 of 4 rows have the id of an earlier row (row 2: p)"),
+            ({"id": ["p", "q", "", "r"]}, "1 of 4 rows have no id (row 2)"),
+            ({"x": [1] * 4, "y": ["1", "2", "up", "3"]}, "1 of 4 rows have no finite number in y (row 2: sub/c.png)"),
+            (
+                {"embedding": ["[1, 2]", "[3, 4]", "", "[5, 6]"]},
+                "1 of 4 rows have no list of numbers, such as [0.5, 1.25], in embedding (row 2: sub/c.png)",
+            ),
+            (
+                {"embedding": ["[1, 2]", "[3, 4]", "[1]", "[5, 6]"]},
+                "1 of 4 rows have not 2 numbers in embedding, as most have (row 2: sub/c.png)",
+            ),
+            (
+                {"embedding": ["[1, 2]", "[3, 4]", "[1, NaN]", "[5, 6]"], "id": list("pqrs")},
+                "1 of 4 rows hold NaN, infinity or nothing in embedding (row 2: r)",
+            ),
+            (
+                {"pred_probs": ["[1, 0]", "[0.5, 0.5]", "[0.5, 0.6]", "[0, 1]"]},
+                "1 of 4 rows have pred_probs that are no distribution (no negatives, sum 1) (row 2: sub/c.png)",
+            ),
+        ],
+    )
+    def test_a_bad_row_is_left_out_by_name(self, table, suffix, columns, warning):
+        d = table(suffix, image=FOUR, label=["a", "b", "b", "a"], true_label=["a", "a", "b", "x"], **columns)
+        assert d.warnings == (f"{warning}; they are left out",)
+        assert d.observed.labels.tolist() == [0, 1, 0]
+        assert d.truth.kind.tolist() == [CLEAN, MISLABELLED, OOD]
+        assert [int(one[0, 0]) for one in d.observed.images] == [0, 10, 30]
+        assert d.note.startswith("3 pictures; ")
+
+    def test_every_reason_is_named_once_a_row(self, table, suffix):
+        embedding = ["[1, 2]", "[NaN, 1]", "cat", "[3, 4]", "[3]", "[5, 6]", "[7, 8]"]
+        d = table(suffix, label=["a", "", "a", "b", "b", "a", "b"], id=list("ppqrspr"), embedding=embedding)
+        assert d.observed.ids.tolist() == ["p", "r"]
+        assert d.observed.features.tolist() == [[1, 2], [3, 4]]
+        assert [line.split(" rows ")[1].removesuffix("; they are left out") for line in d.warnings] == [
+            "have no label (row 1)",
+            "have no list of numbers, such as [0.5, 1.25], in embedding (row 2: q)",
+            "have not 2 numbers in embedding, as most have (row 4: s)",
+            "have the id of an earlier row (row 5: p, row 6: r)",
+        ]
+        assert d.note == "2 rows without pictures"
+
+    def test_the_first_row_of_an_id_that_can_be_used_stays(self, table, suffix):
+        d = table(suffix, label=["a", "b", "a"], id=["p", "p", "p"], embedding=["", "[1]", "[2]"])
+        assert d.observed.features.tolist() == [[1]]
+
+    def test_twenty_rows_are_named(self, table, suffix):
+        d = table(suffix, label=["a"] + [""] * 21 + ["a"] * 22, id=["p"] * 44, embedding=["[1]"] * 44)
+        assert d.observed.ids.tolist() == ["p"]
+        assert d.warnings[0].endswith("row 19, row 20 and 1 more); they are left out")
+        assert d.warnings[1].endswith("row 40: p, row 41: p and 2 more); they are left out")
+
+    def test_one_strange_kind_costs_the_column(self, table, suffix):
+        d = table(suffix, image=FOUR, label=["a"] * 4, kind=["clean", "0", "ood", "dirty"])
+        assert (len(d), d.truth) == (4, None)
+        assert d.warnings == (
+            "1 of 4 rows have a kind that is not clean, mislabelled, ood (row 3: dirty), so the column is not used",
+        )
+
+    def test_a_row_without_a_picture_has_its_number_in_the_table(self, table, suffix):
+        d = table(suffix, image=["a.png", "b.png", "", "sub/c.png"], label=["a", "", "a", "a"])
+        assert d.warnings[1] == "1 of 3 rows have no image (row 2); they are left out"
 
 
 @BOTH
@@ -216,13 +282,22 @@ class TestCSV:
     def test_a_short_row_lacks_its_last_values(self, tmp_path):
         assert len(self.write(tmp_path, "image,label\na.png,one\na.png\n")) == 1
 
+    def test_a_row_with_too_many_values_is_left_out_and_counted(self, tmp_path):
+        d = self.write(tmp_path, "image,label\na.png,one\n\na.png,x,y\n,,,,\na.png,\na.png,two\n")
+        assert d.observed.ids.tolist() == ["0", "4"]
+        assert d.warnings == (
+            "2 of 5 rows have more values than the header has names (row 1: line 4, row 2: line 5); they are left out",
+            "1 of 5 rows have no label (row 3); they are left out",
+        )
+
     @pytest.mark.parametrize(
         ("raw", "message"),
         [
+            (b"\na.png,x\n", "column 'label' is missing; its columns are none"),
             (b"", "column 'label' is missing; its columns are none"),
             (b"image,label\n", "no row can be used"),
             (b"image;label\na.png;x\n", "column 'label' is missing; its columns are 'image;label'"),
-            (b"image,label\na.png,x,y\n", "line 2 has 3 values, the header names 2 columns"),
+            (b"image,label\na.png,x,y\n", "no row can be used .1 of 1 rows have more values .*line 2"),
             (b"image,label,label\na.png,x,y\n", "column 'label' occurs more than once"),
             (b"image,label\na.png,\xff\n", "cannot be read as CSV in UTF-8"),
             (b'image,label\n"a.png,x\n', "cannot be read as CSV in UTF-8"),
@@ -241,7 +316,7 @@ class TestParquet:
         d = table(".parquet", image=pa.array(raws, pa.binary()), label=["a", "b", "a", "b", "a", "b"])
         assert [int(one[0, 0]) for one in d.observed.images] == [1, 2, 3]
         assert d.observed.ids.tolist() == ["0", "1", "5"]
-        assert d.warnings[0] == "2 of 6 rows have no picture (row 2, 3); they are left out"
+        assert d.warnings[0] == "2 of 6 rows have no picture (row 2, row 3); they are left out"
         assert d.warnings[1].startswith("row 4 is no picture")
 
     def test_pictures_as_hugging_face_keeps_them(self, table):
@@ -267,12 +342,23 @@ class TestParquet:
         assert d.observed.features.tolist() == [[1, 2], [3, 4], [5, 6]]
 
     @pytest.mark.parametrize(
+        "kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 2), pa.large_list(pa.float64()), pa.list_(pa.int8())]
+    )
+    def test_gaps_in_lists_of_every_type(self, table, kind, monkeypatch):
+        monkeypatch.setattr("chaffinch.data.tables._list", None)  # one gap does not make each row a Python list
+        d = table(".parquet", label=["a"] * 4, embedding=pa.array([[1, 2], None, [3, 4], [None, 5]], kind))
+        assert d.observed.features.tolist() == [[1, 2], [3, 4]]
+        assert d.warnings == (
+            "2 of 4 rows hold NaN, infinity or nothing in embedding (row 1, row 3); they are left out",
+        )
+
+    @pytest.mark.parametrize(
         ("column", "message"),
         [
-            ({"embedding": [[1.0], None]}, "embedding: row 1 is no list"),
-            ({"embedding": [[1.0], [None]]}, "features: row 1 holds NaN|row 1 is no list"),
-            ({"embedding": [["a"], ["b"]]}, "embedding: row 0 is no list"),
-            ({"embedding": [[1.0], []]}, "embedding: row 1 is no list"),
+            ({"embedding": [None, None]}, "embedding: no row is a list"),
+            ({"embedding": [[], []]}, "embedding: no row is a list"),
+            ({"embedding": [[None], [None]]}, "no row .*2 of 2 rows hold NaN|no row is a list"),
+            ({"embedding": [["a"], ["b"]]}, "embedding: no row is a list"),
             ({"label": [["a"], ["b"]], "embedding": [[1.0], [1.0]]}, "label: row 0 must be text or a number, got list"),
         ],
     )
@@ -388,6 +474,13 @@ def test_the_command(table, capsys):
     out, err = capsys.readouterr()
     assert json.loads(out)["n"] == 40
     assert err == "chaffinch: warning: columns that are not used: other\n"
+    matrix[[3, 30]] = np.nan
+    table(".parquet", label=["a", "b"] * 20, embedding=matrix.tolist(), id=[f"n{i}" for i in range(40)])
+    assert main(["detect", name, "--detector", "knn-label", "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["n"] == 38
+    line = "2 of 40 rows hold NaN, infinity or nothing in embedding (row 3: n3, row 30: n30); they are left out"
+    assert err == f"chaffinch: warning: {line}\n"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -1,4 +1,8 @@
-"""Zip archives that someone brings: checked as a whole, unpacked into a folder named by their content, or refused."""
+"""Zip archives that someone brings: checked as a whole, unpacked into a folder named by their content, or refused.
+
+An archive with one hostile member is refused whole, by that member's name: whoever made it is not to be trusted, so
+nothing else of it is unpacked either.
+"""
 
 from __future__ import annotations
 

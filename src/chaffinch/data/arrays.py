@@ -18,8 +18,11 @@ ARRAY_KEYS = ("images", "features", "pred_probs", "labels", "classes", "ids", "t
 def load(name: str, path: Path) -> NoisyDataset:
     """Open an archive with the keys of `ARRAY_KEYS`: labels and at least one of images, features, pred_probs.
 
+    Rows that cannot be used (see `assemble`) are left out with a warning.
+
     Raises:
-        InputError: the file cannot be read, or its arrays do not fit each other; the message names key and row.
+        InputError: the file cannot be read, its arrays do not fit each other (the message names key and row), or no
+            row can be used.
     """
     try:
         with path.open("rb") as stream:  # ours, so that a damaged archive leaves no open file behind

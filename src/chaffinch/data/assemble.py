@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..base.errors import InputError
-from .dataset import KIND_CODES, NoisyDataset, Observed, Split, Truth
-from .pictures import Images
+from ..base.text import listed
+from .dataset import KIND_CODES, NoisyDataset, Observed, Split, Truth, no_distribution, not_finite
+from .pictures import Images, PictureFiles
 
 
 def assemble(
@@ -18,35 +20,49 @@ def assemble(
     images: Images | None = None,
     test: Split | None = None,
     *,
+    rows: NDArray[np.int64] | None = None,
+    faults: Mapping[str, NDArray[np.bool_]] | None = None,
     warnings: tuple[str, ...] = (),
     note: str = "",
 ) -> NoisyDataset:
-    """Make a dataset of columns.
+    """Make a dataset of columns, without the rows that cannot be used: each is named in a warning.
+
+    A row cannot be used that has a fault, numbers that are not finite, class probabilities that are none, an empty id
+    or that of an earlier row.
 
     Args:
         name: the text that opens it.
         data: ``labels`` and what else there is, as in an ``arrays:`` file (see `arrays.ARRAY_KEYS`), without images.
         images: its pictures.
         test: its test split.
+        rows: (N,) numbers of the rows in the source; default: from 0 on.
+        faults: what the source itself has found, to stand behind "rows" -> (N,) which have it.
         warnings: what was left out, and why.
         note: one line on where it comes from.
 
     Raises:
-        InputError: the columns do not fit each other; the message names the column and the first bad row.
+        InputError: the columns do not fit each other (the message names the column and the first bad row), or no row
+            can be used.
     """
     data = {key: _text(value, key) for key, value in data.items()}
     labels, classes = codes(data["labels"], data.get("classes"))
-    ids = data.get("ids", np.arange(len(labels))).astype(str)
-    observed = Observed(
-        labels=labels,
-        classes=classes,
-        ids=ids,
-        images=images,
-        features=_floats(data, "features", np.float32),
-        pred_probs=_floats(data, "pred_probs", np.float64),
-        xy=_floats(data, "xy", np.float32),
-        trusted=data.get("trusted"),
-    )
+    columns: dict[str, Any] = {
+        "labels": labels,
+        "ids": data.get("ids", np.arange(len(labels))).astype(str),
+        "images": images,
+        "features": _floats(data, "features", np.float32),
+        "pred_probs": _floats(data, "pred_probs", np.float64),
+        "xy": _floats(data, "xy", np.float32),
+        "trusted": data.get("trusted"),
+    }
+    columns = {key: value for key, value in columns.items() if value is not None}
+    sound, lost = np.ones(len(labels), bool), list[str]()
+    fitting = columns["ids"].ndim == 1 and all(value.shape[:1] == labels.shape for value in columns.values())
+    if fitting and ((labels >= 0) & (labels < len(classes))).all():  # else what does not fit is refused below
+        sound, lost = _sound(columns, faults or {}, np.arange(len(labels)) if rows is None else rows)
+    if not sound.all():
+        columns = {k: v.only(sound) if isinstance(v, PictureFiles) else v[sound] for k, v in columns.items()}
+    observed = Observed(classes=classes, **columns)
     truth = None
     if "true_labels" in data:
         true = data["true_labels"]
@@ -79,7 +95,44 @@ def assemble(
             raise InputError(f"row {row}: kind does not fit labels and true_labels; leave one of the two out")
         true_labels = truth.labels if truth else np.where(kind == 0, labels, -1)
         truth = Truth(true_labels, kind.astype(np.int8))
-    return NoisyDataset(name=name, observed=observed, truth=truth, test=test, warnings=warnings, note=note)
+    if truth is not None:
+        truth = Truth(truth.labels[sound], truth.kind[sound])
+    return NoisyDataset(name=name, observed=observed, truth=truth, test=test, warnings=(*warnings, *lost), note=note)
+
+
+def left_out(names: Sequence[str], total: int, fault: str) -> list[str]:
+    """No line, or one that names the rows with the same fault, of so many."""
+    return [f"{len(names):,} of {total:,} rows {fault} ({listed(names)}); they are left out"] if names else []
+
+
+def _sound(
+    columns: dict[str, Any], faults: Mapping[str, NDArray[np.bool_]], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], list[str]]:
+    """(N,) which rows can be used, and one line on each reason why others cannot."""
+    ids, faults = columns["ids"], dict(faults)
+    matrices = {k: v for k, v in columns.items() if k in ("features", "pred_probs", "xy") and v.ndim == 2}
+    faults |= {f"hold NaN or infinity in {key}": not_finite(matrix) for key, matrix in matrices.items()}
+    if "pred_probs" in matrices:
+        faults["have pred_probs that are no distribution (no negatives, sum 1)"] = no_distribution(
+            matrices["pred_probs"]
+        )
+    faults["have no id"] = ids == ""
+    sound, lost = np.ones(len(ids), bool), list[str]()
+    for fault, bad in faults.items():
+        lost += left_out(_named(rows, ids, bad & sound), len(ids), fault)
+        sound &= ~bad
+    first = np.flatnonzero(sound)[np.unique(ids[sound], return_index=True)[1]]
+    again = sound & ~np.isin(np.arange(len(ids)), first)
+    lost += left_out(_named(rows, ids, again), len(ids), "have the id of an earlier row")
+    if lost and not len(first):
+        raise InputError(f"no row can be used ({'; '.join(lost)})")
+    return sound & ~again, lost
+
+
+def _named(rows: NDArray[np.int64], ids: NDArray[np.str_], which: NDArray[np.bool_]) -> list[str]:
+    """Rows by number and, where they have another, id."""
+    pairs = zip(rows[which].tolist(), ids[which].tolist(), strict=True)
+    return [f"row {row}" if name in ("", str(row)) else f"row {row}: {name}" for row, name in pairs]
 
 
 def _text(value: NDArray[Any], key: str) -> NDArray[Any]:
@@ -97,7 +150,8 @@ def _floats(data: dict[str, NDArray[Any]], key: str, dtype: type) -> NDArray[Any
         return None
     if data[key].dtype.kind not in "fiu":
         raise InputError(f"{key} must be numbers, got {data[key].dtype}")
-    return np.ascontiguousarray(data[key], dtype)
+    with np.errstate(over="ignore"):  # infinities are named later, with their row
+        return np.ascontiguousarray(data[key], dtype)
 
 
 def codes(labels: NDArray[Any], names: NDArray[Any] | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -80,6 +80,8 @@ class Observed:
                 raise InputError(f"{name} must have {n} rows and {dims[0]} dimensions, got shape {value.shape}")
             if name != "images":
                 finite_rows(value, name)
+        if self.xy is not None and self.xy.shape[1] != 2:
+            raise InputError(f"xy must be ({n}, 2) coordinates of a map, got shape {self.xy.shape}")
         if self.trusted is not None and (self.trusted.shape != (n,) or self.trusted.dtype != bool):
             raise InputError(f"trusted must be ({n},) true or false, got {self.trusted.shape} {self.trusted.dtype}")
         if self.images is not None and self.images.ndim == 4 and self.images.shape[-1] != 3:
@@ -91,7 +93,7 @@ class Observed:
                 f"pred_probs has {self.pred_probs.shape[1]} columns but there are {len(self.classes)} classes"
             )
         if self.pred_probs is not None:
-            off = (self.pred_probs < 0).any(axis=1) | (np.abs(self.pred_probs.sum(axis=1) - 1) > 1e-3)
+            off = no_distribution(self.pred_probs)
             if off.any():
                 raise InputError(
                     f"pred_probs: row {np.flatnonzero(off)[0]} is not a probability distribution "
@@ -195,13 +197,26 @@ class NoisyDataset:
         )
 
 
+def not_finite(value: NDArray[Any]) -> NDArray[np.bool_]:
+    """(N,) which rows hold NaN or infinity."""
+    bad: NDArray[np.bool_] = ~np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
+    return bad
+
+
+def no_distribution(pred_probs: NDArray[Any]) -> NDArray[np.bool_]:
+    """(N,) which rows of (N, C) are no probability distribution."""
+    with np.errstate(invalid="ignore"):  # of infinities
+        bad: NDArray[np.bool_] = (pred_probs < 0).any(axis=1) | ~(np.abs(pred_probs.sum(axis=1) - 1) <= 1e-3)
+    return bad
+
+
 def finite_rows(value: NDArray[Any], name: str) -> None:
     """Check that an array holds no NaN and no infinity.
 
     Raises:
         InputError: names the array and the first bad row.
     """
-    bad = ~np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
+    bad = not_finite(value)
     if bad.any():
         raise InputError(
             f"{name}: row {np.flatnonzero(bad)[0]} holds NaN or infinity ({bad.sum()} rows do); "

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from ..base.errors import InputError
 from ..base.files import digest
-from ..base.text import shown
+from ..base.text import listed, shown
 from .assemble import assemble
 from .dataset import NoisyDataset, Split
-from .pictures import CHECKED, SUFFIXES, Found, PictureFiles, open_pictures
+from .pictures import CHECKED, SUFFIXES, Found, open_pictures
 
 SPLITS = ("train", "test")
 
@@ -72,7 +72,7 @@ def load(name: str, root: Path) -> NoisyDataset:
     refused += several(strange, "is of a class that train has not", "are of classes that train has not")
     data = {"labels": labels, "classes": classes, "ids": np.array(paths)[found.kept[~tests]]}
     train = found.pictures.only(~tests)
-    return assemble(name, data, train, test, warnings=(*refused, *found.warnings), note=about(train, test, found))
+    return assemble(name, data, train, test, warnings=(*refused, *found.warnings), note=about(len(train), test, found))
 
 
 def fingerprint(root: Path) -> str:
@@ -87,10 +87,10 @@ def fingerprint(root: Path) -> str:
     return digest([(file.path, file.state.st_size, file.state.st_mtime_ns) for file in _files(root, [])])
 
 
-def about(train: PictureFiles, test: Split | None, found: Found) -> str:
-    """One line on what was found."""
+def about(count: int, test: Split | None, found: Found) -> str:
+    """One line on what was found: so many pictures to train on, and others."""
     apart = f" and {len(test):,} for the test" if test else ""
-    return f"{len(train):,} pictures{apart}; {found.note}"
+    return f"{count:,} pictures{apart}; {found.note}"
 
 
 def test_split(
@@ -112,12 +112,12 @@ def test_split(
 
 
 def several(names: Sequence[str], one: str, more: str) -> list[str]:
-    """No line, or one that counts the files with the same fault and names the first."""
+    """No line, or one that counts and names the files with the same fault."""
     if not names:
         return []
     if len(names) == 1:
         return [f"{shown(names[0])} {one}; it is left out"]
-    return [f"{len(names):,} files {more}; they are left out (the first: {shown(names[0])})"]
+    return [f"{len(names):,} files {more}; they are left out ({listed(names)})"]
 
 
 def within(path: str, root: str) -> bool:

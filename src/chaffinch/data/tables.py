@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,17 @@ from numpy.typing import NDArray
 
 from ..base.errors import InputError
 from ..base.files import digest
-from ..base.text import shown, unescape
-from .assemble import assemble
-from .dataset import NoisyDataset
+from ..base.text import listed, shown, unescape
+from .assemble import assemble, left_out
+from .dataset import KIND_CODES, NoisyDataset, not_finite
 from .folders import about, several, test_split, within
 from .pictures import Found, Source, open_pictures
 
 COLUMNS = ("image", "label", "id", "split", "true_label", "kind", "x", "y", "embedding", "pred_probs")
 SUFFIXES = (".csv", ".parquet")
+
+ANY_KIND = {**KIND_CODES, **{str(code): code for code in KIND_CODES.values()}}
+"""What the column ``kind`` may hold, as its code."""
 
 Columns = Mapping[str, Sequence[Any] | NDArray[Any]]
 """Column -> one value a row: plain values (None where there is none), a matrix, or `Cells`."""
@@ -55,8 +61,9 @@ def load(name: str, path: Path) -> NoisyDataset:
     A picture is named by its path relative to the table, and has to lie in the table's folder; in Parquet it may be
     the bytes of the file. Labels are names, whatever type they have; the columns of ``pred_probs`` are in the order of
     the names (of their numbers, where all are numbers). A ``true_label`` that is no class means out-of-distribution.
-    Rows without a label, or whose picture cannot be used, are left out with a warning. The Parquet files in a folder
-    are one table, in the order of their names.
+    Rows without a label, whose picture or numbers cannot be used, with an empty id, that of an earlier row or more
+    values than the header has names, are left out with a warning that names them. The Parquet files in a folder are
+    one table, in the order of their names.
 
     Raises:
         InputError: the file cannot be read, or nothing in it can be used; the message names file, column and row.
@@ -67,13 +74,14 @@ def load(name: str, path: Path) -> NoisyDataset:
             raise InputError(f"{path}: a table must end in {' or '.join(SUFFIXES)}, or be a folder of Parquet files")
         if not path.is_file():
             raise InputError(f"{path} is no file" if path.exists() else f"{path} does not exist")
-    warnings = list[str]()
+    warnings, refused = list[str](), list[int]()
     try:
-        columns = _read_parquet(parts) if parts else _read_csv(path)
+        columns = _read_parquet(parts) if parts else _read_csv(path, refused, warnings)
         if unused := [column for column in columns if column not in COLUMNS]:
-            warnings.append(f"columns that are not used: {shown(', '.join(unused))}")
+            warnings.insert(0, f"columns that are not used: {shown(', '.join(unused))}")
         state = max((part.stat() for part in parts), key=lambda state: state.st_mtime_ns) if parts else path.stat()
-        return from_columns(name, columns, path if path.is_dir() else path.parent, state, warnings=warnings)
+        root = path if path.is_dir() else path.parent
+        return from_columns(name, columns, root, state, refused=refused, warnings=warnings)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -102,6 +110,7 @@ def from_columns(
     state: os.stat_result,
     *,
     classes: Sequence[str] | None = None,
+    refused: Sequence[int] = (),
     warnings: Sequence[str] = (),
 ) -> NoisyDataset:
     """Make a dataset of columns.
@@ -112,6 +121,7 @@ def from_columns(
         root: the folder that named pictures have to lie in.
         state: of the file that the columns come from.
         classes: names of the classes in their order; default: those that occur.
+        refused: rows that are left out already.
         warnings: what was left out so far.
 
     Raises:
@@ -124,7 +134,7 @@ def from_columns(
         raise InputError("one of the columns image, embedding, pred_probs must be there")
     lost, labels = list(warnings), _texts(columns["label"], "label")
     use = np.array([bool(label) for label in labels], bool)
-    lost += _without("label", ~use)
+    lost += _without("label", np.setdiff1d(np.flatnonzero(~use), refused), len(use))
     splits = np.array(_texts(columns["split"], "split") if "split" in columns else [""] * len(labels), object)
     other = use & ~np.isin(splits, ["", "train", "test"])
     if other.any():
@@ -152,29 +162,31 @@ def from_columns(
         lost += several(strange, "is of a class that train has not", "are of classes that train has not")
     data = {"labels": given[~tests].astype(str), "classes": np.array(ordered, str)}
     data["ids"] = _ids(columns, train)
-    data |= _matrices(columns, train) | _truth(columns, train, lost)
-    note = about(images, test, found) if found and images is not None else f"{len(train):,} rows without pictures"
-    return assemble(name, data, images, test, warnings=tuple(lost), note=note)
+    faults = dict[str, NDArray[np.bool_]]()
+    data |= _matrices(columns, train, faults) | _truth(columns, train, lost)
+    made = assemble(name, data, images, test, rows=train, faults=faults, warnings=tuple(lost))
+    note = about(len(made), test, found) if found else f"{len(made):,} rows without pictures"
+    return dataclasses.replace(made, note=note)
 
 
-def _read_csv(path: Path) -> dict[str, list[Any]]:
-    """Columns of a CSV, every value a text."""
+def _read_csv(path: Path, refused: list[int], warnings: list[str]) -> Mapping[str, list[Any]]:
+    """Columns of a CSV, every value a text; rows with too many are empty, ``refused`` and ``warnings`` receive them."""
+    rows, lines = list[list[str]](), list[str]()
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
             header = [unescape(name.strip()) for name in next(reader, [])]
-            rows = []
-            for row in reader:
+            for row in filter(None, reader):
                 if len(row) > len(header):
-                    raise InputError(
-                        f"line {reader.line_num} has {len(row)} values, the header names {len(header)} columns"
-                    )
-                if row:
-                    rows.append([unescape(cell) for cell in row] + [""] * (len(header) - len(row)))
+                    refused.append(len(rows))
+                    lines.append(f"row {len(rows)}: line {reader.line_num}")
+                    row = []
+                rows.append([unescape(cell) for cell in row] + [""] * (len(header) - len(row)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot be read as CSV in UTF-8: {error}") from error
     if twice := next((name for name in header if name and header.count(name) > 1), None):
         raise InputError(f"column {twice!r} occurs more than once")
+    warnings += left_out(lines, len(rows), "have more values than the header has names")
     return {name: [row[i] for row in rows] for i, name in enumerate(header) if name}
 
 
@@ -207,7 +219,7 @@ def _read_parquet(parts: Sequence[Path]) -> dict[str, Any]:
 
 
 def from_arrow(column: Any, name: str) -> Sequence[Any] | NDArray[Any]:
-    """An Arrow column as plain values, a matrix, or `Cells`."""
+    """An Arrow column as plain values, a matrix (NaN where there is nothing), or `Cells`."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -218,11 +230,16 @@ def from_arrow(column: Any, name: str) -> Sequence[Any] | NDArray[Any]:
     if name == "image" and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         return Cells(column)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+        lengths = pc.unique(pc.list_value_length(column)).drop_null().to_pylist()
         flat = pc.list_flatten(column)
         numbers = pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)
-        if len(lengths) == 1 and lengths[0] and numbers and not flat.null_count:
-            return np.asarray(flat.to_numpy()).reshape(len(column), lengths[0])
+        if len(lengths) == 1 and lengths[0] and numbers:
+            if not column.null_count and not flat.null_count:
+                return np.asarray(flat.to_numpy()).reshape(len(column), lengths[0])
+            matrix = np.full((len(column), lengths[0]), np.nan)
+            filled = pc.fill_null(flat.cast(pa.float64(), safe=False), math.nan)
+            matrix[column.is_valid().to_numpy()] = filled.to_numpy().reshape(-1, lengths[0])
+            return matrix
     values: list[Any] = column.to_pylist()
     return values
 
@@ -242,13 +259,9 @@ def _texts(values: Sequence[Any] | NDArray[Any], name: str) -> list[str]:
     return found
 
 
-def _without(column: str, missing: NDArray[np.bool_]) -> list[str]:
-    """No line, or one that counts the rows that lack a value and names the first."""
-    rows = np.flatnonzero(missing)
-    if not len(rows):
-        return []
-    first = ", ".join(map(str, rows[:5].tolist())) + (", …" if len(rows) > 5 else "")
-    return [f"{len(rows):,} of {len(missing):,} rows have no {column} (row {first}); they are left out"]
+def _without(column: str, rows: NDArray[np.int64], total: int) -> list[str]:
+    """No line, or one that counts and names the rows that lack a value, of so many."""
+    return left_out([f"row {row}" for row in rows.tolist()], total, f"have no {column}")
 
 
 def _ordered(names: set[str]) -> list[str]:
@@ -265,7 +278,7 @@ def _pictures(
     """Rows with a picture, where it is, what it is called, and its stamp (size in bytes first)."""
     if isinstance(column, Cells):
         sizes = column.sizes()[rows]
-        lost += _without("picture", sizes == 0)
+        lost += _without("picture", rows[sizes == 0], len(rows))
         rows = rows[sizes > 0]
         if not len(rows):
             raise InputError("no row has the bytes of a picture")
@@ -274,7 +287,7 @@ def _pictures(
         return rows, Cells(column.column, rows), [f"row {row}" for row in rows.tolist()], stamps
     texts = _texts([column[row] for row in rows.tolist()], "image")
     missing = np.array([not text for text in texts])
-    lost += _without("image", missing)
+    lost += _without("image", rows[missing], len(rows))
     find, kept, sources, names = _finder(root), list[int](), list[Source](), list[str]()
     states = list[tuple[int, int]]()
     for row, text in zip(rows[~missing].tolist(), filter(None, texts), strict=True):
@@ -325,10 +338,7 @@ def _finder(root: Path) -> Callable[[str], tuple[str, os.stat_result]]:
 def _ids(columns: Columns, rows: NDArray[np.int64]) -> NDArray[np.str_]:
     """The column ``id``; without it names of pictures, where all differ, or else numbers of rows."""
     if "id" in columns:
-        texts = np.array(_texts(columns["id"], "id"), object)[rows]
-        if len(gaps := np.flatnonzero(texts == "")):
-            raise InputError(f"id: row {rows[gaps[0]]} is empty; give every row an id, or leave the column out")
-        return texts.astype(str)
+        return np.array(_texts(columns["id"], "id"), object)[rows].astype(str)
     if "image" in columns and not isinstance(columns["image"], Cells):
         names = np.array(_texts(columns["image"], "image"), object)[rows]
         if len(set(names.tolist())) == len(names):
@@ -336,48 +346,64 @@ def _ids(columns: Columns, rows: NDArray[np.int64]) -> NDArray[np.str_]:
     return rows.astype(str)
 
 
-def _matrices(columns: Columns, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Features, class probabilities and map coordinates, where they are there."""
+def _matrices(
+    columns: Columns, rows: NDArray[np.int64], faults: dict[str, NDArray[np.bool_]]
+) -> dict[str, NDArray[Any]]:
+    """Features, class probabilities and map coordinates, where they are there; ``faults`` receives rows without."""
     found = {}
     for column, key in (("embedding", "features"), ("pred_probs", "pred_probs")):
         if column in columns:
-            found[key] = _matrix(columns[column], column, rows)
+            found[key] = _matrix(columns[column], column, rows, faults)
+            faults[f"hold NaN, infinity or nothing in {column}"] = not_finite(found[key])
     if {"x", "y"} <= set(columns):
-        found["xy"] = np.column_stack([_numbers(columns[axis], axis, rows) for axis in "xy"])
+        found["xy"] = np.column_stack([_numbers(columns[axis], rows) for axis in "xy"])
+        for place, axis in enumerate("xy"):
+            faults[f"have no finite number in {axis}"] = not_finite(found["xy"][:, place])
     return found
 
 
-def _matrix(values: Any, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Lists of the same length, one a row, as (N, D)."""
+def _matrix(values: Any, name: str, rows: NDArray[np.int64], faults: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
+    """Lists of the same length, one a row, as (N, D); NaN in rows that have none, which ``faults`` receives."""
     if isinstance(values, np.ndarray):
         return values[rows]
-    lists = list[NDArray[np.float64]]()
-    for row in rows.tolist():
-        try:
-            one = np.array(json.loads(values[row]) if isinstance(values[row], str) else values[row], np.float64)
-        except (ValueError, TypeError, RecursionError, OverflowError) as error:
-            raise InputError(f"{name}: row {row} is no list of numbers, such as [0.5, 1.25]") from error
-        if one.ndim != 1 or not len(one):
-            raise InputError(f"{name}: row {row} is no list of numbers, such as [0.5, 1.25]")
-        if lists and len(one) != len(lists[0]):
-            raise InputError(f"{name}: row {row} has {len(one)} numbers, row {rows[0]} has {len(lists[0])}")
-        lists.append(one)
-    return np.array(lists)
+    lists = [_list(values[row]) for row in rows.tolist()]
+    lengths = np.array(list(map(len, lists)))
+    read = np.flatnonzero(lengths)
+    if not len(read):
+        raise InputError(f"{name}: no row is a list of numbers, such as [0.5, 1.25]")
+    ((usual, count),) = Counter(lengths[read].tolist()).most_common(1)
+    if 2 * count <= len(read):
+        one, other = read[0], read[lengths[read] != lengths[read[0]]][0]
+        raise InputError(f"{name}: row {rows[other]} has {lengths[other]} numbers, row {rows[one]} has {lengths[one]}")
+    faults[f"have no list of numbers, such as [0.5, 1.25], in {name}"] = lengths == 0
+    faults[f"have not {usual} numbers in {name}, as most have"] = lengths != usual
+    found = np.full((len(rows), usual), np.nan)
+    fits = lengths == usual
+    found[fits] = [one for one in lists if len(one) == usual]
+    return found
 
 
-def _numbers(values: Any, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    found = np.empty(len(rows))
+def _list(value: Any) -> NDArray[np.float64]:
+    """A list of numbers, or its JSON; empty where it is none."""
+    try:
+        found = np.array(json.loads(value) if isinstance(value, str) else value, np.float64)
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        return np.empty(0)
+    return found if found.ndim == 1 else np.empty(0)
+
+
+def _numbers(values: Any, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) numbers, NaN in place of what is none."""
+    found = np.full(len(rows), np.nan)
     for place, row in enumerate(rows.tolist()):
-        try:
+        with suppress(ValueError, TypeError, OverflowError):
             found[place] = float(values[row])
-        except (ValueError, TypeError, OverflowError) as error:
-            raise InputError(f"{name}: row {row} must be a number, got {shown(repr(values[row]))}") from error
     return found
 
 
 def _truth(columns: Columns, rows: NDArray[np.int64], lost: list[str]) -> dict[str, NDArray[Any]]:
     """``true_labels`` and ``kind`` as far as every row has them."""
-    found = {}
+    found = dict[str, NDArray[Any]]()
     for column, key in (("true_label", "true_labels"), ("kind", "kind")):
         if column in columns:
             texts = np.array(_texts(columns[column], column), object)[rows]
@@ -386,6 +412,12 @@ def _truth(columns: Columns, rows: NDArray[np.int64], lost: list[str]) -> dict[s
                 lost.append(f"{missing:,} of {len(rows):,} rows have no {column}, so the column is not used")
             else:
                 found[key] = texts.astype(str)
-    if "kind" in found and set(found["kind"].tolist()) <= {"0", "1", "2"}:
-        found["kind"] = found["kind"].astype(np.int64)
+    if "kind" in found:
+        kinds = found.pop("kind").tolist()
+        strange = [f"row {row}: {kind}" for row, kind in zip(rows.tolist(), kinds, strict=True) if kind not in ANY_KIND]
+        if strange:
+            which = f"{len(strange):,} of {len(rows):,} rows have a kind that is not {', '.join(KIND_CODES)}"
+            lost.append(f"{which} ({listed(strange)}), so the column is not used")
+        else:
+            found["kind"] = np.array([ANY_KIND[kind] for kind in kinds])
     return found
