@@ -1,5 +1,6 @@
 """The verdict on planted noise: how right, how honest, what it may not depend on, its parts against slow references."""
 
+import tracemalloc
 from functools import cache
 from types import SimpleNamespace
 
@@ -323,6 +324,16 @@ def test_features_that_say_nothing_are_named(n, classes):
     assert abs(v.info["label_gain"]) < 0.05
 
 
+def test_memory_of_samples_it_is_not_fitted_on_does_not_grow_with_classes():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(80_000, 4)).astype(np.float32), rng.integers(0, 60, 80_000)
+    tracemalloc.start()
+    judge(X, y, 60, most=200, rounds=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 70e6  # P(z | x, y) of all would take 39 MB, and several of its kind were held
+
+
 def test_few_samples_a_class_are_told():
     d = data("flips 20 %")
     few = slice(100 * d.classes - 1)
@@ -428,6 +439,10 @@ X, Y = blobs(0.1, 0.1, n=60).X, blobs(0.1, 0.1, n=60).y
         ({"y": np.where(np.arange(60) == 7, 4, Y)}, "row 7: label 4 is not one of the classes 0 to 3"),
         ({"y": np.where(np.arange(60) == 3, -1, Y)}, "row 3: label -1"),
         ({"y": np.zeros(60, int)}, "at least two classes"),
+        (
+            {"n_classes": 10_000},
+            "10,000 classes are too many to judge; it takes at most 1,000. Join or leave out classes",
+        ),
         ({"X": X[:19], "y": Y[:19]}, "19 samples are too few"),
         ({"mislabelled": 1.0}, "mislabelled must be a share"),
         ({"mislabelled": -0.1}, "mislabelled must be a share"),

@@ -20,7 +20,7 @@ label cannot come back as evidence for itself; when it can, rounds talk each oth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,10 @@ HEAVIEST = 0.01
 
 LEAST = 20
 """Fewest samples on which a verdict is attempted, and on which a row of T is counted."""
+
+MOST_CLASSES = 1000
+"""Most classes there may be for a verdict: T and the link hold a number for each pair, and every round goes through
+them for every sample. With ten times as many a verdict would take days and tens of gigabytes."""
 
 ENOUGH = 100
 """Samples a class, on average, below which a verdict says so: of 71 instead of 1,700, macro-F1 was 0.72, not 0.92."""
@@ -110,7 +114,8 @@ def judge(
         progress: called with the share done, 0 to 1.
 
     Raises:
-        InputError: fewer than two classes, too few samples, a rate or a setting out of range, or NaN.
+        InputError: fewer than two classes or more than `MOST_CLASSES`, too few samples, a rate or a setting out of
+            range, or NaN.
     """
     report = progress or (lambda share: None)
     _check(X, y, n_classes, mislabelled, ood)
@@ -129,16 +134,15 @@ def judge(
         ridge = _Folds(kernel(unit), given, folds, rng)
         report(0.3)
         model = _learn(ridge, given, n_classes, rounds, lambda share: report(0.3 + 0.6 * share))
-        if n > most:
-            prior = model.everyone(kernel, X)
-            prior[fitted] = model.prior
-        else:
-            prior = model.prior
-    posterior = _posterior(prior, model.transition, y)
-    proba = _shift(_kinds(posterior, y), mislabelled, ood)
-    inside = posterior[:, :-1]
-    labels = inside.argmax(axis=1)
-    sureness = inside[np.arange(n), labels] / np.maximum(inside.sum(axis=1), 1e-300)
+        proba, labels, highest, inside = np.empty((n, 3)), np.empty(n, np.int64), np.empty(n), np.empty(n)
+        for rows, prior in model.everyone(kernel, X, fitted):
+            posterior = _posterior(prior, model.transition, y[rows])
+            proba[rows] = _kinds(posterior, y[rows])
+            labels[rows] = posterior[:, :-1].argmax(axis=1)
+            highest[rows] = posterior[:, :-1].max(axis=1)
+            inside[rows] = posterior[:, :-1].sum(axis=1)
+    proba = _shift(proba, mislabelled, ood)
+    sureness = highest / np.maximum(inside, 1e-300)
     info: dict[str, Any] = {
         "penalty": model.penalty,
         "rounds": rounds,
@@ -153,7 +157,7 @@ def judge(
             f"{n:,} samples of {n_classes} classes are few: its rates may be far off, so take it as an order in which "
             "to look"
         )
-    typical = float(inside.max(axis=1).sum() / max(inside.sum(), 1e-300))
+    typical = float(highest.sum() / max(inside.sum(), 1e-300))
     if doubt := _doubt(model, typical, info["expected_accuracy"]):
         info["weak"] = True
         notes.append(doubt)
@@ -188,7 +192,7 @@ def ceiling(
     _check(X, y, n_classes)
     rng = np.random.default_rng(seed)
     z = np.where(true < 0, n_classes, true)
-    truth = np.eye(n_classes + 1)[z]
+    truth = np.eye(n_classes + 1, dtype=np.float32)[z]
     with blas_threads(1):
         unit = unit_rows(X)
         ridge = _Folds(_Kernel(unit, min(landmarks, len(y)), rng)(unit), y, folds, rng)
@@ -247,7 +251,7 @@ class _Folds:
             self.parts.append((Z[seen] @ turn, Z[held] @ turn, np.maximum(values, 0.0), turn))
         self.n = n
 
-    def fit(self, targets: list[Array], penalty: float) -> tuple[Array, list[Array]]:
+    def fit(self, targets: list[Single], penalty: float) -> tuple[Array, list[Single]]:
         """Held-out scores (N, K), and each fold's leave-one-out scores of the samples it has seen.
 
         Args:
@@ -259,10 +263,9 @@ class _Folds:
         self.weights: list[Single] = []
         for (_, held), (seen_z, held_z, values, turn), target in zip(self.rows, self.parts, targets, strict=True):
             shrink = (1.0 / (values + penalty)).astype(np.float32)
-            single = target.astype(np.float32)
-            weights = shrink[:, None] * (seen_z.T @ single)
+            weights = shrink[:, None] * (seen_z.T @ target)
             leverage = np.minimum(np.square(seen_z) @ shrink, np.float32(0.999))[:, None]
-            inner.append(((seen_z @ weights - leverage * single) / (1 - leverage)).astype(np.float64))
+            inner.append((seen_z @ weights - leverage * target) / (1 - leverage))
             scores[held] = held_z @ weights
             self.weights.append(turn @ weights)
         return scores, inner
@@ -274,14 +277,14 @@ class _Link:
     def __init__(self, mean: Array, sd: Array, weights: Array) -> None:
         self.mean, self.sd, self.weights = mean, sd, weights
 
-    def _design(self, scores: Array) -> Array:
+    def _design(self, scores: Array | Single) -> Array:
         return np.hstack([(scores - self.mean) / self.sd, np.ones((len(scores), 1))])
 
-    def __call__(self, scores: Array) -> Array:
+    def __call__(self, scores: Array | Single) -> Array:
         return _softmax(self._design(scores) @ self.weights)
 
     @classmethod
-    def matching(cls, scores: Array, targets: Array) -> _Link:
+    def matching(cls, scores: Array, targets: Array | Single) -> _Link:
         """The link whose probabilities come nearest to soft targets (n, K) in cross-entropy."""
         k = scores.shape[1]
         start = cls(scores.mean(axis=0), scores.std(axis=0) + 1e-9, np.vstack([2 * np.eye(k), np.zeros((1, k))]))
@@ -305,7 +308,7 @@ class _Link:
         return start._minimise(scores, loss, pull=pull, to=self.weights)
 
     def _minimise(
-        self, scores: Array, loss: Callable[[Array], tuple[Array, float]], *, pull: float, to: Array | float
+        self, scores: Array, loss: Callable[[Array], tuple[Array | Single, float]], *, pull: float, to: Array | float
     ) -> _Link:
         """Descend; ``loss`` gives the posterior that the probabilities are drawn to, and its value."""
         from scipy.optimize import minimize
@@ -335,20 +338,23 @@ class _Model:
     gain: float  # share of the labels' entropy that the features explain, less what chance would
     nats: float  # the same in nats for each weight of the link
 
-    def everyone(self, kernel: _Kernel, X: NDArray[np.floating]) -> Array:
-        """P(z | x) of any samples, by the mean score of all folds' regressions."""
+    def everyone(self, kernel: _Kernel, X: NDArray[np.floating], fitted: Labels) -> Iterator[tuple[slice, Array]]:
+        """Blocks of samples and their P(z | x): of those not fitted, by the mean score of all folds' regressions."""
         mean = np.mean(self.weights, axis=0)
-        out = np.empty((len(X), len(self.transition)))
         for start in range(0, len(X), 16_384):
-            rows = slice(start, start + 16_384)
-            out[rows] = self.link((kernel(unit_rows(X[rows])) @ mean).astype(np.float64))
-        return out
+            rows = slice(start, min(start + 16_384, len(X)))
+            own = slice(*np.searchsorted(fitted, [rows.start, rows.stop]))
+            prior = self.prior[own]
+            if len(prior) < rows.stop - rows.start:
+                prior = self.link((kernel(unit_rows(X[rows])) @ mean).astype(np.float64))
+                prior[fitted[own] - start] = self.prior[own]
+            yield rows, prior
 
 
 def _learn(ridge: _Folds, y: Labels, n_classes: int, rounds: int, report: Callable[[float], None]) -> _Model:
-    n, given = len(y), np.eye(n_classes)[y]
+    n, given = len(y), np.eye(n_classes, dtype=np.float32)[y]
     shares = (np.bincount(y, minlength=n_classes) + 1) / (n + n_classes)
-    best: tuple[float, float, _Link, Array, list[Array]] | None = None
+    best: tuple[float, float, _Link, Array, list[Single]] | None = None
     for penalty in PENALTIES:
         if best is not None and penalty > HEAVIEST * n:
             break
@@ -366,22 +372,23 @@ def _learn(ridge: _Folds, y: Labels, n_classes: int, rounds: int, report: Callab
     # Start: near each sample, which pure class (or OOD) would explain the mix of given labels that is predicted there?
     transition = _count(p, y, shares)
     spread = np.log(transition.T)
-    posteriors = []
-    for (seen, _), scores in zip(ridge.rows, inner, strict=True):
-        posteriors.append(_posterior(_softmax(NEARBY * link(scores) @ spread), transition, y[seen]))
+    posteriors: list[Single] = []
+    mean = np.zeros((n, n_classes + 1))
+    for (seen, _), own in zip(ridge.rows, inner, strict=True):
+        posterior = _posterior(_softmax(NEARBY * link(own) @ spread), transition, y[seen])
+        mean[seen] += posterior / (len(ridge.rows) - 1)
+        posteriors.append(posterior.astype(np.float32))
     prior = p
     for turn in range(rounds):
         scores, inner = ridge.fit(posteriors, penalty)
         if turn == 0:
-            mean = np.zeros((n, n_classes + 1))
-            for (seen, _), posterior in zip(ridge.rows, posteriors, strict=True):
-                mean[seen] += posterior / (len(ridge.rows) - 1)
             link = _Link.matching(scores, mean)
         link = link.explaining(scores, transition[:, y].T)
         prior = link(scores)
         transition = _count(prior, y, shares)
         posteriors = [
-            _posterior(link(own), transition, y[seen]) for (seen, _), own in zip(ridge.rows, inner, strict=True)
+            _posterior(link(own), transition, y[seen]).astype(np.float32)
+            for (seen, _), own in zip(ridge.rows, inner, strict=True)
         ]
         report(0.3 + 0.7 * (turn + 1) / rounds)
     base = -float((shares * np.log(shares)).sum())
@@ -501,6 +508,11 @@ def _check(
         raise InputError(f"verdict: features must be (N, D) with a row for each of {len(y)} labels, got {X.shape}")
     if len(y) < LEAST:
         raise InputError(f"verdict: {len(y)} samples are too few to judge; it needs at least {LEAST}")
+    if n_classes > MOST_CLASSES:
+        raise InputError(
+            f"verdict: {n_classes:,} classes are too many to judge; it takes at most {MOST_CLASSES:,}. Join or leave "
+            "out classes, or go without it: detectors still work, with cuts of their own or a budget"
+        )
     if len(np.unique(y)) < 2:
         raise InputError("verdict: all samples carry the same label; it needs at least two classes")
     bad = np.flatnonzero((y < 0) | (y >= n_classes))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -49,17 +50,31 @@ class Probe:
     """What `linear_probe` returns.
 
     Attributes:
-        pred_probs: (N, C) class probabilities of each sample from the model that did not see its label.
-        logits: (N, C) out-of-sample scores, ``pred_probs = softmax(logits)``. All models share penalty,
-            scaling and gauge (the scores of a sample sum to zero), so rows of different folds compare.
+        scores: (N, C) the logits in the single precision they are computed in.
         head: weights (C, D) and bias (C,) fitted on all samples; ``X @ weights.T + bias`` are its logits.
         penalty: the penalty used.
     """
 
-    pred_probs: Floats
-    logits: Floats
+    scores: Single
     head: tuple[Floats, Floats]
     penalty: float
+
+    @cached_property
+    def logits(self) -> Floats:
+        """(N, C) out-of-sample scores of each sample from the model that did not see its label.
+
+        All models share penalty, scaling and gauge (the scores of a sample sum to zero), so rows of different folds
+        compare.
+        """
+        return self.scores.astype(np.float64)
+
+    @cached_property
+    def pred_probs(self) -> Floats:
+        """(N, C) out-of-sample class probabilities, ``softmax(logits)``."""
+        out = np.empty(self.scores.shape)
+        for rows in _blocks(0, len(out), 1024):
+            out[rows] = _softmax(self.scores[rows].astype(np.float64))
+        return out
 
 
 @dataclass(frozen=True)
@@ -130,10 +145,10 @@ def linear_probe(
         held = np.arange(k + 1)  # model i does not see fold i; model k, the head, sees all
         same = np.full(k + 1, penalty)
         W = _solve(design, n_classes, held, same, tolerance, max_steps, _part(report, 0.4, 1.0))
-        logits = np.empty((len(y), n_classes))
+        scores = np.empty((len(y), n_classes), np.float32)
         for i, (start, stop) in enumerate(pairwise(design.starts)):
-            logits[order[start:stop]] = _scores(W[:, i], design.z[start:stop])
-    return Probe(_softmax(logits), logits, _head(design, W[:, k]), float(penalty))
+            scores[order[start:stop]] = design.z[start:stop] @ W[:, i].T
+    return Probe(scores, _head(design, W[:, k]), float(penalty))
 
 
 def linear_head(
@@ -238,7 +253,7 @@ def _choose_penalty(design: _Design, n_classes: int, max_steps: int, report: Pro
     losses = np.zeros(len(held))
     for m, k in enumerate(held):
         span = slice(design.starts[k], design.starts[k + 1])
-        p = _softmax(_scores(W[:, m], design.z[span]))
+        p = _softmax((design.z[span] @ W[:, m].T).astype(np.float64))
         losses[m] = -np.log(p[np.arange(len(p)), design.y[span]] + 1e-12).sum()
     return PENALTIES[int(losses.reshape(judges, -1).sum(axis=0).argmin())]
 
@@ -337,12 +352,6 @@ def _log_priors(design: _Design, n_classes: int, held: Ints) -> Floats:
     logs: Floats = np.log(seen + 0.5)
     logs -= logs.mean(axis=0)
     return logs
-
-
-def _scores(w: Single, z: Single) -> Floats:
-    """Scores (n, C) of samples (n, D+1) under weights (C, D+1)."""
-    scores: Floats = (z @ w.T).astype(np.float64)
-    return scores
 
 
 def _softmax(scores: Floats) -> Floats:
