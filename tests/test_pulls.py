@@ -4,10 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from chaffinch import pulls
 from chaffinch.base.record import Record
 from chaffinch.data import NoisyDataset, Observed, Truth
+from chaffinch.encoders.watch import Watch
+from chaffinch.losses.base import Batch
+from chaffinch.losses.ce import CrossEntropy
 
 GIVEN = np.array([0, 0, 1, 1, 0, 1, 0, 1])
 OWN = np.array([0, 0, 1, 1, 1, 0, -1, -1])  # four clean, two mislabelled, two foreign
@@ -134,3 +138,49 @@ def test_what_a_study_knows():
     assert judged.counts == {"clean": 3, "mislabelled": 4}
     # of other data than those it was trained on, the verdict says nothing
     assert isinstance(pulls.of(study(data=dataset(shade=1), made=record(), verdict=verdict), without), str)
+
+
+def watched(h, head, y):
+    """Loss summed over the rows, its slope by the logits, and what a watch notes, of a linear head (C, F) on (B, F)."""
+    h, head, y = torch.tensor(h).double(), torch.tensor(head).double(), torch.tensor(y)
+    h.requires_grad_()
+    logits = h @ head.T
+    out = CrossEntropy()(Batch(z=logits[:, None], y=y))
+    slope, gradient = torch.autograd.grad(out.total, (logits, h))
+    watch = Watch(y.numpy(), len(head), h.shape[1], 0)
+    watch.step(torch.arange(len(y)), out.per_sample, h.detach()[:, None], gradient[:, None])
+    return out.per_sample.sum().item(), slope.numpy() * len(y), watch
+
+
+def test_weight_and_direction_of_one_among_many():
+    """The sheet's contrast of three candidates: one is right, and its weight is the sum of the others'."""
+    _, slope, watch = watched([[1, 0.5, -0.5]], np.eye(3), [0])
+    np.testing.assert_allclose(slope, [[-0.453450613, 0.331498960, 0.121951652]], atol=1e-9)
+    np.testing.assert_allclose(watch.gradients, slope, atol=1e-7)
+    assert watch.pulls[0] == pytest.approx(1.5**0.5 * np.linalg.norm(slope), rel=1e-6)
+
+
+def test_weight_and_direction_of_yes_or_no():
+    """The same candidates, each judged alone (logits of no and of yes): the pull is |h| weight |yes - no|."""
+    logits, head = (
+        [[0, 1], [0.2, 0.5], [0.3, -0.5]],
+        np.array([[2, 1], [1, 2]]) / 3,
+    )  # not orthogonal, and not of length 1
+    h = np.array(logits) @ np.linalg.inv(head.T)
+    loss, slope, watch = watched(h, head, [1, 0, 0])
+    weight = np.array([0.268941421, 0.574442517, 0.310025519])
+    assert loss == pytest.approx(1.538717598, abs=1e-9)
+    np.testing.assert_allclose(slope, np.outer([1, -1, -1] * weight, [1, -1]), atol=1e-9)
+    direction = head[1] - head[0]
+    np.testing.assert_allclose(watch.gradients, np.outer([-1, 1, 1] * weight, direction), atol=1e-7)
+    length = np.linalg.norm(h, axis=1)
+    np.testing.assert_allclose(watch.pulls, length * weight * np.linalg.norm(direction), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("others", "weight"), [(1, 0.017986), (4, 0.068262), (16, 0.226635)])
+def test_more_classes_pull_harder_and_yes_or_no_does_not(others, weight):
+    """A logit of 2 against -2 for each other class, and against one of 0 whatever their number."""
+    _, slope, _ = watched([[2] + [-2] * others], np.eye(1 + others), [0])
+    assert -slope[0, 0] == pytest.approx(weight, abs=1e-6)
+    _, slope, _ = watched([[0, 2]] + [[0, -2]] * others, np.eye(2), [1] + [0] * others)
+    assert -slope[0, 1] == pytest.approx(0.119203, abs=1e-6)

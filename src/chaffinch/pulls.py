@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .base.errors import InputError
 from .base.record import Record
 from .card import KINDS
 from .data import CLEAN, MISLABELLED, OOD, NoisyDataset
@@ -59,8 +60,15 @@ def read(record: Record, labels: NDArray[np.int64], kind: NDArray[Any], own: NDA
         kind: (N,) codes of `chaffinch.card.KINDS`.
         own: (N,) the classes that samples truly or probably belong to; -1 where that is not known.
         known: are these the truth?
+
+    Raises:
+        InputError: the record is of another dataset.
     """
     rows = record.rows
+    if rows.max(initial=-1) >= len(labels):
+        raise InputError(
+            f"the training record follows sample {rows.max()}, and there are only {len(labels)}; train again"
+        )
     labels, kind, own = labels[rows], kind[rows], own[rows]
     pulls = record.pulls.astype(np.float64)  # NaN where an epoch left a sample out
     counts = {name: int((kind == code).sum()) for code, name in enumerate(KINDS)}

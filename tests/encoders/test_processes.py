@@ -30,17 +30,19 @@ seen = Observed(labels=labels, classes=("a", "b", "c"), ids=np.arange(48).astype
 out = {}
 for slug in sys.argv[1].split(","):
     torch.manual_seed(0)
-    loss = find_method("loss", slug)()
+    loss = find_method("loss", slug)(**({"size": 4, "warm_up": 0} if slug == "sbcl" else {}))
     network = build("preact-resnet-8-16-32", 1)
     loss.setup(Sizes(network.dim, network.projection, 3, 48, (1, 12, 12)))
     learner = Learner(network, loss, 3)
     optimiser = torch.optim.SGD(learner.parameters(), lr=0.1)
     module, optimiser = fabric.setup(learner, optimiser)
-    network.eval()  # batch statistics would differ between halves and wholes
     if fabric.world_size > 1:
         learner.gather = partial(gathered, fabric)
     still = Augment(crop=(1, 1), ratio=1, flip=0, jitter=0)
     data = Pictures(NoisyDataset("toy", seen), loss, 16, still, fabric, (12, 12), Path("."))
+    if loss.wants_epoch(0):
+        loss.on_epoch(data.features(network), data.labels, 0, torch.Generator().manual_seed(3))
+    network.eval()  # batch statistics would differ between halves and wholes
     rows = torch.arange(16)
     order = torch.cat([rows[0::2], rows[1::2]])  # as two processes gather them
     rows = rows if fabric.world_size > 1 else order
@@ -54,9 +56,11 @@ for slug in sys.argv[1].split(","):
                  "first": network.stem.weight.grad.flatten().tolist(), "h": gradient.flatten().tolist()}
 if fabric.is_global_zero:
     print("RESULT " + json.dumps(out))
+if fabric.world_size > 1:
+    torch.distributed.destroy_process_group()  # its threads may not outlive the interpreter
 """
 
-SLUGS = ("simclr", "supcon", "dcl", "ce", "hydra")
+SLUGS = ("simclr", "supcon", "dcl", "ce", "hydra", "mclrec", "sbcl")
 
 
 def run(command, **more):

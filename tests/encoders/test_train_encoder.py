@@ -18,7 +18,13 @@ from chaffinch.data import NoisyDataset, Observed
 from chaffinch.encoders.augment import Augment
 from chaffinch.encoders.checkpoint import load_encoder
 from chaffinch.encoders.device import device_name, pick_device, pick_precision
+from chaffinch.encoders.network import build, to_tensor
+from chaffinch.encoders.steps import Learner
 from chaffinch.encoders.train import Recipe, train_encoder
+from chaffinch.encoders.watch import Watch
+from chaffinch.losses.base import unit
+from chaffinch.losses.ce import CrossEntropy
+from chaffinch.losses.simclr import NTXent
 
 RECIPE = Recipe(
     architecture="preact-resnet-8-16-32", epochs=3, batch=32, learning_rate=0.01, seed=4,
@@ -296,8 +302,57 @@ def test_record_survives_an_interruption(unbroken, tmp_path):
         np.testing.assert_array_equal(value, getattr(other, name))
 
 
-def test_pulls_are_the_gradients_of_each_samples_own_loss(tmp_path):
-    """Cross-entropy of a linear head, where they are known: |h| |W^T (p - e_y)|, and what is learnt pulls less."""
+def one_step(loss):
+    """Learner, losses and pulls of one step on the toy pictures, and their features with the loss's graph on them."""
+    torch.manual_seed(0)
+    learner = Learner(build(RECIPE.architecture, 1), loss, 2)
+    x = to_tensor(toy().observed.images)
+    x = torch.cat([x, x.flip(-1)]) if loss.views == 2 else x
+    y, index, rng = torch.tensor(toy().observed.labels), torch.arange(64), torch.Generator().manual_seed(0)
+    total, per_sample, _ = learner(x, y, index, {}, rng)
+    total.backward()
+    h, gradient = learner.features_and_gradient()
+    watch = Watch(toy().observed.labels, 2, h.shape[2], 0)
+    watch.step(index, per_sample, h, gradient)
+    return learner, h, watch
+
+
+def test_pulls_of_a_classifier_are_the_gradients_of_each_samples_own_loss():
+    """|h| |W^T (p - e_y)|, which is |h| times the gradient of the one picture's cross-entropy, by another way."""
+    learner, h, watch = one_step(CrossEntropy())
+    head, y = learner.classify, torch.tensor(toy().observed.labels)
+    p = head(h[:, 0]).softmax(1).detach()
+    formula = h[:, 0].norm(dim=1) * ((p - torch.nn.functional.one_hot(y, 2)) @ head.weight.detach()).norm(dim=1)
+    np.testing.assert_allclose(watch.pulls, formula, rtol=1e-4)
+    for i in range(0, 64, 7):
+        alone = h[i, 0].clone().requires_grad_()
+        own = torch.nn.functional.cross_entropy(head(alone), y[i])
+        (gradient,) = torch.autograd.grad(own, alone)
+        assert watch.losses[i] == pytest.approx(own.item(), rel=1e-4)
+        assert watch.pulls[i] == pytest.approx((alone.norm() * gradient.norm()).item(), rel=1e-4)
+        np.testing.assert_allclose(watch.gradients[i], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_pulls_of_a_loss_that_compares_hold_the_losses_of_others():
+    """SimCLR: the gradient of the sum over all samples; that of a sample's own part is another."""
+    learner, h, watch = one_step(NTXent(0.2))
+    rows = h.clone().requires_grad_()
+    z = unit(learner.network.head(rows.transpose(0, 1).flatten(0, 1)))
+    sim, sample = z @ z.T / 0.2, torch.arange(64).repeat(2)
+    eye = torch.eye(128, dtype=torch.bool)
+    positive = sim[(sample[:, None] == sample) & ~eye]
+    loss = (sim.masked_fill(eye, -torch.inf).logsumexp(1) - positive).view(2, 64).mean(0)
+
+    def pull(value):
+        (gradient,) = torch.autograd.grad(value, rows, retain_graph=True)
+        return (h.norm(dim=2) * gradient.norm(dim=2)).sum(1)
+
+    np.testing.assert_allclose(watch.pulls, pull(loss.sum()), rtol=1e-3)
+    own = np.array([pull(loss[i])[i] for i in range(0, 64, 7)])
+    assert (np.abs(watch.pulls[::7] / own - 1) > 0.05).any()
+
+
+def test_what_is_learnt_pulls_less(tmp_path):
     train(tmp_path, replace(RECIPE, loss="ce", epochs=20), name="head")
     record = load_record(tmp_path / "head.record.safetensors")
     pulls = record.pulls.astype(float)

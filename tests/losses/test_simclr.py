@@ -6,11 +6,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
-from chaffinch.losses.base import Batch, ContrastiveLoss, cosine_rows
+from chaffinch.losses.base import Batch, ContrastiveLoss, cosine_rows, unit
 from chaffinch.losses.simclr import NTXent
 
 TIGHT = {"atol": 1e-10, "rtol": 1e-10}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def batch_of(b=5, v=2, d=4, seed=0):
@@ -82,20 +91,32 @@ def test_gradient_identity(v):
 
     rows = z.detach().transpose(0, 1).reshape(v * b, -1)
     length = rows.norm(dim=1, keepdim=True)
-    unit, m = rows / length, v * b
+    unit_rows, m = rows / length, v * b
     eye = torch.eye(m, dtype=torch.bool)
-    pi = (unit @ unit.T / temperature).masked_fill(eye, -torch.inf).softmax(dim=1)
+    pi = (unit_rows @ unit_rows.T / temperature).masked_fill(eye, -torch.inf).softmax(dim=1)
     sample = torch.arange(b).repeat(v)
     positive = ((sample[:, None] == sample) & ~eye).double() / (v - 1)
     by_cosine = (pi - positive) / temperature  # (M, M), row i: derivatives of anchor i
     torch.testing.assert_close(by_cosine.sum(1), torch.zeros(m, dtype=torch.float64), atol=1e-12, rtol=0)
-    by_unit = (by_cosine + by_cosine.T) @ unit / m
-    by_row = (by_unit - (by_unit * unit).sum(1, keepdim=True) * unit) / length
+    by_unit = (by_cosine + by_cosine.T) @ unit_rows / m
+    by_row = (by_unit - (by_unit * unit_rows).sum(1, keepdim=True) * unit_rows) / length
     torch.testing.assert_close(got.transpose(0, 1).reshape(m, -1), by_row, **TIGHT)
 
 
 def test_autograd_agrees_with_differences():
     assert torch.autograd.gradcheck(lambda z: total(z, 0.5), batch_of(3, 2, 3).requires_grad_())
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_values_and_gradients_of_pytorch_metric_learning(temperature):
+    """With two views; of more, that library takes one positive at a time, without the others in the denominator."""
+    losses = pytest.importorskip("pytorch_metric_learning.losses", reason="pytorch-metric-learning is not installed")
+    z = batch_of(9).requires_grad_()
+    rows, sample = z.transpose(0, 1).reshape(18, -1), torch.arange(9).repeat(2)
+    theirs = losses.NTXentLoss(temperature)(rows, sample)
+    torch.testing.assert_close(total(z, temperature), theirs, atol=1e-9, rtol=1e-9)
+    (one,), (other,) = torch.autograd.grad(total(z, temperature), z), torch.autograd.grad(theirs, z)
+    torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
 
 
 @settings(max_examples=20, deadline=None)
@@ -213,3 +234,55 @@ def test_a_few_steps_pull_the_views_together():
     assert total(z).item() < 0.5 * first
     assert before < 0.3
     assert agreement() > 0.8
+
+
+def shifted(pictures, g):
+    """Each 8x8 picture (N, 8, 8) somewhere on an empty 12x12 one, as rows (N, 144)."""
+    down, right = torch.randint(5, (2, len(pictures)), generator=g)
+    canvas, side = torch.zeros(len(pictures), 12, 12), torch.arange(8)
+    rows, columns = (down[:, None] + side)[:, :, None], (right[:, None] + side)[:, None]
+    canvas[torch.arange(len(pictures))[:, None, None], rows, columns] = pictures
+    return canvas.flatten(1)
+
+
+def alignment(batch):
+    """The attraction alone: nothing keeps the points apart."""
+    z = unit(batch.z)
+    return -(z[:, 0] * z[:, 1]).sum(1).mean() / 0.2
+
+
+def accuracy(loss, pictures, digit, seed, steps):
+    """Share of pictures whose 5 nearest, each shifted at random, vote for their digit; and the mean cosine of all."""
+    g = torch.Generator().manual_seed(seed)
+    still = shifted(pictures, g)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Linear(144, 128), torch.nn.ReLU(), torch.nn.Linear(128, 32))
+    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(steps):
+        some = pictures[torch.randint(len(pictures), (128,), generator=g)]
+        optimiser.zero_grad()
+        loss(Batch(z=torch.stack([net(shifted(some, g)), net(shifted(some, g))], dim=1))).backward()
+        optimiser.step()
+    with torch.no_grad():
+        z = unit(net(still))
+    near = (z @ z.T).fill_diagonal_(-2).topk(5, dim=1).indices
+    vote = torch.nn.functional.one_hot(digit[near], 10).sum(1).argmax(1)
+    return (vote == digit).float().mean().item(), z.mean(0).square().sum().item()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_effect_shifted_digits_find_their_own(seed):
+    """Two shifts of a digit as its views, no label: neighbours become those of the digit; attraction alone collapses.
+
+    Measured over seeds 0-5: untrained .71-.74, SimCLR .79-.84, attraction alone .44-.48 with all cosines near 1.
+    """
+    images, digit = load_digits(return_X_y=True)
+    data = torch.tensor(images, dtype=torch.float32).view(-1, 8, 8) / 16, torch.tensor(digit)
+    untrained, _ = accuracy(alignment, *data, seed, 0)
+    right, cosine = accuracy(lambda batch: NTXent(0.2)(batch).total, *data, seed, 200)
+    collapsed, all_alike = accuracy(alignment, *data, seed, 200)
+    assert right > untrained + 0.05
+    assert right > collapsed + 0.2
+    assert cosine < 0.1
+    assert all_alike > 0.95

@@ -25,9 +25,9 @@ class Record:
         rows: (W,) positions in the dataset of the samples followed.
         epochs: (R,) epochs at whose end this was noted, from 1.
         losses: (R, W) loss of each sample, NaN where the epoch left it out.
-        pulls: (R, W) how hard each sample pulls: the length of the gradient of its loss with respect to its features,
-            times the length of the features, so that it is a change of loss per relative change of the features
-            (the weight of arXiv 2510.14824, for any loss).
+        pulls: (R, W) how hard each sample pulls: the length of the gradient of the batch's summed loss with respect to
+            its features, times the length of the features, so that it is a change of loss per relative change of the
+            features (the weight of arXiv 2510.14824, for any loss).
         towards: (R, W, C) cosine between the direction in which the loss moves the features of a sample and the
             direction to the mean features of each given class; empty with more than `TOWARDS` classes.
     """
@@ -63,6 +63,13 @@ def load_record(path: Path) -> Record:
         with safe_open(path, "np") as archive:
             found = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
         found["towards"] = (found["towards"] / np.float32(_STEPS)).astype(np.float16)
-        return Record(**found)
-    except (OSError, SafetensorError, TypeError, KeyError) as error:
+        record = Record(**found)
+    except (OSError, SafetensorError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not a readable training record: {error}") from error
+    kept = record.losses.shape
+    fits = record.rows.shape + record.epochs.shape == kept[::-1] and kept == record.pulls.shape
+    fits = fits and record.towards.ndim == 3 and kept == record.towards.shape[:2]
+    whole = record.rows.dtype.kind == record.epochs.dtype.kind == "i" and record.rows.min(initial=0) >= 0
+    if not (fits and whole and record.losses.dtype == record.pulls.dtype == "f2"):
+        raise InputError(f"{path} is not a readable training record: its arrays do not fit each other")
+    return record

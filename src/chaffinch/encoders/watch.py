@@ -49,11 +49,15 @@ class Watch:
         self.losses[:] = self.pulls[:] = np.nan
 
     def step(self, index: Tensor, per_sample: Tensor, h: Tensor, gradient: Tensor) -> None:
-        """Take in one step: positions (B,), losses (B,), features and their gradients (B, V, F)."""
+        """Take in one step: positions (B,), losses (B,), features and their gradients (B, V, F).
+
+        The gradients are those of the batch's mean loss, and are kept as those of the sum over its samples. So where
+        a loss compares samples, a gradient also holds what a sample does to the losses of the others.
+        """
         place = self.place[index.cpu().numpy()]
         seen = place >= 0
         place, kept = place[seen], torch.from_numpy(seen).to(h.device)
-        h, gradient = h[kept].float(), gradient[kept].float() * len(index)  # of a sample's own loss, not of the mean
+        h, gradient = h[kept].float(), gradient[kept].float() * len(index)  # of the sum, not of the mean
         self.losses[place] = per_sample[kept].float().cpu().numpy()
         self.pulls[place] = (h.norm(dim=2) * gradient.norm(dim=2)).sum(1).cpu().numpy()
         self.features[place] = h[:, 0].cpu().numpy()

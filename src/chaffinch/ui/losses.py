@@ -432,10 +432,12 @@ def pulled(left: Side, right: Side | None) -> None:
     """How hard the samples of each kind pulled in training, and whereto the wrong labels were moved."""
     st.markdown(
         "##### How hard each picture pulls, and whereto",
-        help="The pull of a picture is how strongly its loss would change if its features moved by a share of their "
-        "length: the weight of its gradient, whatever the loss (after arXiv 2510.14824). Whereto is the direction in "
-        "which the loss moves its features, compared with the way to the middle of a class: cosine 1 = straight "
-        "there, 0 = neither to nor fro, -1 = straight away.",
+        help="The pull of a picture is how strongly the loss would change if the features of this picture moved by a "
+        "share of their length: the weight of its gradient, whatever the loss (after arXiv 2510.14824). The loss is "
+        "the sum over the pictures of a training step. In a classifier only the picture's own part depends on its "
+        "features; where a loss compares pictures, those of the others do too. Whereto is the direction in which the "
+        "loss moves the features, compared with the way to the middle of a class: cosine 1 = straight there, 0 = "
+        "neither to nor fro, -1 = straight away.",
     )
     found = {s: cached.pulls(s.study) for s in (left, right) if s is not None and s.name != OWN_FEATURES}
     known = {s: p for s, p in found.items() if isinstance(p, pulls.Pulls)}
