@@ -206,8 +206,8 @@ class TestDamaged:
     def test_description_lacks_a_field(self, tmp_path):
         written(tmp_path, record())
         (tmp_path / "run.json").write_text(json.dumps({"about": ABOUT, "epochs": [{"epoch": 0}]}))
-        with pytest.raises(InputError, match="is not a readable record of an epoch"):
-            TrainingRun(tmp_path).epoch(0)
+        with pytest.raises(InputError, match=r"train again \(epochs\[0\]\.loss is missing\)"):
+            TrainingRun(tmp_path)
 
 
 class TestWriting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_type_hints
 
 from .. import registry
 from .errors import InputError
@@ -21,6 +21,14 @@ def find_method(kind: str, slug: str) -> Any:
         return registry.get(kind, slug)
     except KeyError as error:
         raise InputError(str(error.args[0])) from error
+
+
+def parameter_kinds(method: Any) -> dict[str, Any]:
+    """The annotations of a method's parameters, by name; none where they name what is not there at run time."""
+    try:
+        return get_type_hints(method.__init__)
+    except NameError:
+        return {}
 
 
 def method_options(method: Any, given: Mapping[str, Any] | None = None) -> dict[str, Any]:

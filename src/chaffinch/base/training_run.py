@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from .errors import InputError
 from .files import read_json, replacing, write_json
 from .runs import History
+from .shapes import misfit
 
 Array = NDArray[np.float32]
 
@@ -62,7 +63,32 @@ class EpochRecord:
         return -self.log_probs[np.arange(len(y)), y].astype(np.float32)
 
 
-_PLAIN = ("epoch", "loss", "accuracy", "seconds", "parts", "detector", "note")
+class _About(TypedDict):
+    trainer: str
+    dataset: str
+    dataset_digest: str
+    epochs: int
+    n: int
+
+
+class _Plain(TypedDict):
+    epoch: int
+    loss: float
+    accuracy: float | None
+    seconds: float
+    parts: dict[str, float]
+    detector: str
+    note: str
+
+
+class _Description(TypedDict):
+    """``run.json``; what else it says of the training is for people."""
+
+    about: _About
+    epochs: list[_Plain]
+
+
+_PLAIN = tuple(_Plain.__annotations__)
 
 
 class TrainingRun:
@@ -78,8 +104,8 @@ class TrainingRun:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         found = read_json(folder / "run.json")
-        if not _describes_a_run(found):
-            raise InputError(f"{folder / 'run.json'} does not describe a training run; train again")
+        if wrong := misfit(found, _Description):
+            raise InputError(f"{folder / 'run.json'} does not describe a training run; train again ({wrong})")
         self.about: dict[str, Any] = found["about"]
         self.epochs: list[dict[str, Any]] = found["epochs"]
 
@@ -122,9 +148,12 @@ class TrainingRun:
         path = _file(self.folder, int(plain["epoch"]))
         try:
             with safe_open(path, "np") as archive:
-                return EpochRecord(**plain, **{name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError, TypeError) as error:
+                record = EpochRecord(**plain, **{name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is not a readable record of an epoch: {error}") from error
+        if wrong := _misshapen(record, int(self.about["n"])):
+            raise InputError(f"{path} is not a readable record of an epoch: {wrong}")
+        return record
 
     def in_force(self, epoch: int) -> tuple[NDArray[np.bool_], str]:
         """(N,) flags in force during an epoch, and the detector that made them: the epoch before it did.
@@ -164,11 +193,17 @@ class TrainingRun:
         return History(np.stack([r.seen for r in records]), np.stack([r.log_probs for r in records]))
 
 
-def _describes_a_run(found: Any) -> bool:
-    if not (isinstance(found, dict) and isinstance(found.get("about"), dict) and isinstance(found.get("epochs"), list)):
-        return False
-    needed = {"trainer", "dataset", "dataset_digest", "epochs"}
-    return needed <= set(found["about"]) and all(isinstance(e, dict) and "epoch" in e for e in found["epochs"])
+def _misshapen(record: EpochRecord, n: int) -> str:
+    """The first array of a record that is not as a training of n samples leaves it; empty if there is none."""
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if f.name in _PLAIN or value is None:
+            continue
+        kind = "b" if f.name in ("flags", "at_start") else "f"
+        shape = (n, *record.log_probs.shape[-1:]) if f.name in ("log_probs", "seen", "targets") else (n,)
+        if value.dtype.kind != kind or value.shape != shape:
+            return f"{f.name} is {value.dtype} of shape {value.shape}"
+    return ""
 
 
 def begin(folder: Path, about: dict[str, Any], epochs: list[dict[str, Any]]) -> None:

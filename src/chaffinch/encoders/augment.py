@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..base.errors import InputError
+from ..base.shapes import misfit
 from .network import to_tensor
 
 
@@ -33,9 +35,18 @@ class Augment:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Augment:
-        """From what a model card says; what it leaves out is the default."""
+        """From what a model card says; what it leaves out is the default.
+
+        Raises:
+            InputError: it says something else.
+        """
+        if wrong := misfit(dict(values), cls, "augment"):
+            raise InputError(f"the model card cannot be used: {wrong}")
         read: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        return cls(**read)
+        found = cls(**read)
+        if not (0 < found.crop[0] <= found.crop[1] <= 1 and found.ratio >= 1 and 0 <= found.jitter <= 1):
+            raise InputError(f"the model card cannot be used: no pictures can be augmented with {found}")
+        return found
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """One random view of each picture: (B, C, H, W) in [0, 1] -> the same shape and range."""

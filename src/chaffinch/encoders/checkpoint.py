@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,68 +18,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..base.errors import InputError
-from ..base.files import read_json, replacing, sha256_file, write_json
+from ..base.files import replacing, sha256_file, write_json
 from ..base.methods import find_method, method_options
 from ..base.threads import cores
 from ..data import Images
 from ..losses.base import ContrastiveLoss, Sizes
 from .device import side_by_side
 from .efficientnet import EfficientNetLite0, renamed
+from .model_card import PREFIX, ModelCard, load_card
 from .network import Network, at_a_time, build, fitted, to_tensor
 from .packaged import packaged_weights
-from .timm_models import PREFIX, TimmModel
-
-
-@dataclass
-class ModelCard:
-    """What is written beside the weights.
-
-    Attributes:
-        name: slug of the encoder.
-        architecture: name in ``network.ARCHITECTURES``, ``efficientnet-lite0``, or ``timm:MODEL``.
-        channels: 1 or 3.
-        dim: size of the final features.
-        loss: slug of the loss, with its parameters in ``loss_parameters``.
-        outputs: further features that the loss's own modules give (see ``ContrastiveLoss.outputs``).
-        sizes: what those modules were built for (``losses.base.Sizes``); of others, the ``shape`` of what it sees.
-        dataset, dataset_digest: what it was trained on, by the name that opens it, and the key of its content.
-        seed, epochs, batch, learning_rate, weight_decay, augment: the recipe.
-        precision: float32 or bfloat16 (autocast).
-        stored: float32, or float16 where the weights were halved to save space.
-        device, seconds: what trained it, and how long the training took.
-        history: mean loss of each epoch.
-        metrics: figures measured on its features, with the command that measured them.
-        sha256: checksum of the weights.
-        packaged: do the weights come with an installed package (see ``packaged``)?
-        about: of a network that was trained elsewhere: ``name``, ``paper``, ``arxiv``, ``year``, ``source`` and
-            ``licence``.
-    """
-
-    name: str
-    architecture: str
-    channels: int
-    dim: int
-    loss: str
-    dataset: str
-    seed: int
-    epochs: int
-    batch: int
-    learning_rate: float
-    precision: str
-    device: str
-    seconds: float
-    dataset_digest: str = ""
-    stored: str = "float32"
-    weight_decay: float = 0.0
-    loss_parameters: dict[str, Any] = field(default_factory=dict)
-    outputs: list[str] = field(default_factory=list)
-    sizes: dict[str, Any] = field(default_factory=dict)
-    augment: dict[str, Any] = field(default_factory=dict)
-    history: list[float] = field(default_factory=list)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    sha256: str = ""
-    packaged: bool = False
-    about: dict[str, Any] = field(default_factory=dict)
+from .timm_models import TimmModel
 
 
 class Encoder:
@@ -184,19 +132,6 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
             raise OSError(f"{path} cannot be written: {error}") from error
 
 
-def load_card(path: Path) -> ModelCard:
-    """Read a model card.
-
-    Raises:
-        InputError: the file is missing, not JSON, or lacks a field; the message names it.
-    """
-    values = read_json(path)
-    try:
-        return ModelCard(**values)
-    except TypeError as error:
-        raise InputError(f"{path} is not a model card of chaffinch: {error}") from error
-
-
 def load_encoder(path: Path) -> Encoder:
     """Load an encoder from its weights; the card lies beside them.
 
@@ -214,6 +149,8 @@ def load_encoder(path: Path) -> Encoder:
     network, loss = _network(card), None
     if card.outputs:
         chosen = find_method("loss", card.loss)
+        if strange := sorted(set(card.outputs) - set(chosen.outputs)):
+            raise InputError(f"{path.stem}.json: {card.loss} gives no {strange[0]!r}; train the encoder again")
         loss = chosen(**method_options(chosen, card.loss_parameters))
         loss.setup(Sizes(**{**card.sizes, "shape": tuple(card.sizes["shape"])}))
     try:

@@ -11,9 +11,6 @@ from torch import Tensor
 from ..base.errors import InputError
 from .network import Network
 
-PREFIX = "timm:"
-"""How the name of their architecture begins on a model card."""
-
 
 def library() -> Any:
     """The timm library.

@@ -21,9 +21,10 @@ from ..base.threads import cores
 from ..data import NoisyDataset
 from ..losses.base import Sizes
 from .augment import Augment
-from .checkpoint import Encoder, ModelCard
+from .checkpoint import Encoder
 from .decoded import seen_at
 from .device import device_name, engine, keep_freed_memory, local_processes, pick_device, pick_precision
+from .model_card import ModelCard
 from .network import build
 from .state import State
 from .steps import Learner, Pictures, gathered, lacking
