@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scenes import CHANGES, darker, jpeg, plain, planted, put, scene
 
 from chaffinch import checks
@@ -99,6 +100,14 @@ class TestPlanted:
         assert listed(study, found, "dark") == {"a/dark.png"}
         with pytest.raises(InputError, match="no encoder called 'nothing'"):
             find(study)
+
+    def test_blank_pictures_of_different_sizes_are_not_identical(self, tmp_path, workspace):
+        sizes = {"one": (9, 9), "other": (90, 30), "twin": (9, 9)}
+        blank = {f"train/a/{name}.png": Image.new("L", size) for name, size in sizes.items()}
+        study = Study(put(tmp_path / "planted", planted() | blank), "nothing", workspace=workspace)
+        found = find(study, identical=True)
+        assert {"a/one.png", "a/twin.png"} < listed(study, found, "duplicates")
+        assert "a/other.png" not in listed(study, found, "duplicates")
 
     def test_they_are_stored_and_found_again(self, study, monkeypatch):
         assert not known(study)

@@ -181,6 +181,25 @@ class TestDetect:
         assert {"lsa", "knn-label", "knn-distance"} <= set(found["skipped"])
         assert found["skipped"]["lsa"].startswith("lsa needs features, which is not there")
 
+    @pytest.mark.parametrize(
+        ("evidence", "usual"),
+        [("features", ["lsa", "small-loss"]), ("pictures", ["lsa", "small-loss"]), ("pred_probs", ["small-loss"])],
+    )
+    def test_the_default_is_what_can_run(
+        self, document, arrays_file, pictures_file, save_encoder, tmp_path, evidence, usual
+    ):
+        save_encoder("simclr")
+        p = np.random.default_rng(0).dirichlet(np.ones(3), 180)
+        path = {
+            "features": lambda: arrays_file(),
+            "pictures": lambda: pictures_file,
+            "pred_probs": lambda: arrays_file(features=None, pred_probs=p),
+        }[evidence]()
+        found = document("detect", f"arrays:{path}")
+        assert (list(found["detectors"]), found["skipped"]) == (usual, {})
+        manifest = document("export", f"arrays:{path}", "--out", tmp_path / "o")
+        assert [told["cut"] for told in manifest["detectors"]] == usual
+
     def test_default_detectors_and_table(self, run, arrays_file):
         code, out, err = run("detect", f"arrays:{arrays_file()}")
         assert code == 0
@@ -380,11 +399,30 @@ class TestVerdict:
         assert (code, out) == (2, "")
         assert message in err
 
+    def test_ten_thousand_classes(self, tmp_path):
+        """Detectors and the map go on without a verdict, and in little memory."""
+        rng, path, classes = np.random.default_rng(0), tmp_path / "many.npz", [f"k{i}" for i in range(10_000)]
+        labels = rng.permutation(10_000)[:100]
+        np.savez(path, features=rng.normal(size=(100, 16)).astype(np.float32), labels=labels, classes=classes)
+        bounded = (
+            "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (2_500_000_000,) * 2);"
+            "from chaffinch.cli import main; sys.exit(main(sys.argv[1:]))"
+        )
+        for argv, status, message in (
+            (["detect"], 0, "small-loss"),
+            (["embed", "--map", "pca"], 0, "features and pca map are in"),
+            (["detect", "--verdict"], 2, "verdict: 10,000 classes are too many to judge; it takes at most 1,000"),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-c", bounded, argv[0], f"arrays:{path}", *argv[1:], "--quiet"],
+                capture_output=True, text=True, timeout=60, env={**os.environ, "CHAFFINCH_THREADS": "1"},
+            )  # fmt: skip
+            assert done.returncode == status, done.stderr
+            assert message in done.stdout + done.stderr
+
 
 def nan_features(arrays_file, blobs):
-    features = blobs.observed.features.copy()
-    features[41, 3] = np.nan
-    return arrays_file(features=features)
+    return arrays_file(features=np.full_like(blobs.observed.features, np.nan))
 
 
 def truncated(arrays_file, blobs):
@@ -397,7 +435,7 @@ BAD = {
     "missing file": (lambda f, b: f().parent / "none.npz", [], "none.npz does not exist"),
     "not an archive": (lambda f, b: __file__, [], "test_cli.py cannot be read as an .npz archive"),
     "truncated": (truncated, [], "blobs.npz cannot be read as an .npz archive"),
-    "NaN": (nan_features, [], "blobs.npz: features: row 41 holds NaN or infinity (1 rows do)"),
+    "NaN": (nan_features, [], "blobs.npz: no row can be used (180 of 180 rows hold NaN or infinity in features"),
     "no labels": (lambda f, b: f(labels=None), [], "blobs.npz: key 'labels' is missing"),
     "empty": (lambda f, b: f(rows=slice(0, 0)), [], "the dataset is empty"),
     "one class": (lambda f, b: f(labels=np.zeros(180, int)), [], "only one class is present"),
@@ -674,6 +712,8 @@ class TestTrain:
         assert (code, out) == (2, "")
         assert "no readable run called 'yours'" in err
         assert "on this dataset: mine" in err
+        (home / "runs" / "mine").rename(home / "elsewhere")
+        assert document(*options, "--run", home / "elsewhere") != document(*options)
 
     def test_json(self, document, pictures_file, tmp_path):
         options = ("--trainer", "pls", "--set", "warmup=2", "--seed", "3", "--out", tmp_path)

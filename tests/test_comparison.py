@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from chaffinch import comparison
+from chaffinch import comparison, registry
 from chaffinch.base.errors import InputError
 from chaffinch.comparison import (
     Contrast,
@@ -345,6 +345,10 @@ class TestSecond:
         p = np.random.default_rng(0).dirichlet(np.ones(3), 180)
         bare = Study(NoisyDataset("bare", replace(blobs.observed, features=None, pred_probs=p)), workspace=workspace)
         assert bare.detect(second(bare, ["small-loss"])).scores.shape == (180,)
+
+    def test_none_where_all_others_lack_something(self, study):
+        lack = {"symile-fit", "tacred-extrinsic"}
+        assert second(study, [slug for slug in registry.methods("detector") if slug not in lack]) is None
 
 
 class TestCutCosts:

@@ -121,6 +121,8 @@ def test_store_is_asked_and_believed(observed, calls):
     for one, other in zip(second.head, first.head, strict=True):
         np.testing.assert_array_equal(one, other)
     assert second.probe.penalty == first.probe.penalty
+    assert set(store["probe-3"]) == {"logits", "W", "b", "penalty"}, "probabilities follow from the logits"
+    np.testing.assert_array_equal(second.pred_probs, first.pred_probs)
     for name in ("seen", "after"):
         np.testing.assert_array_equal(getattr(second.history, name), getattr(first.history, name))
     assert set(calls.values()) == {1}
@@ -233,6 +235,37 @@ def test_missing_features(observed, slug, piece):
 def test_pieces_that_cannot_be_computed(observed, piece, remedy):
     with pytest.raises(MissingEvidence, match=rf"small-loss needs {piece}, which is not there; .*{remedy}"):
         Evidence(observed, observed.features).gather(needing("pred_probs", piece))
+
+
+@pytest.mark.parametrize("given", ["nothing", "pred_probs", "features", "history", "all"])
+def test_what_is_lacking_is_known_beforehand(observed, calls, given):
+    """It says what `gather` would say, and computes nothing."""
+    p = given_probabilities(observed) if given == "pred_probs" else None
+    features = observed.features if given in ("features", "all") else None
+    history = Evidence(observed, observed.features).history if given == "history" else None
+    calls |= dict.fromkeys(calls, 0)
+    evidence = Evidence(
+        replace(observed, features=None, pred_probs=p),
+        features,
+        history=history and (lambda: history),
+        trusted=(lambda: marked(observed)) if given == "all" else None,
+        joint=(lambda: given_probabilities(observed)) if given == "all" else None,
+    )
+    classes = registry.methods("detector")
+    missing = {slug: evidence.lacking(cls) for slug, cls in classes.items()}
+    assert set(calls.values()) == {0}
+    runs = {slug for slug, error in missing.items() if error is None}
+    alone = {"confident-learning", "gen", "msp", "small-loss"}
+    only = {"nothing": set(), "pred_probs": alone, "history": {"aum", "elr", "pc2", "pls"}, "all": set(classes),
+            "features": set(classes) - {"symile-fit", "tacred-extrinsic"}}  # fmt: skip
+    assert runs == only[given]
+    for slug, error in missing.items():
+        if error is None:
+            evidence.gather(classes[slug])
+        else:
+            with pytest.raises(MissingEvidence) as caught:
+                evidence.gather(classes[slug])
+            assert str(caught.value) == str(error)
 
 
 def test_features_of_another_dataset(observed):

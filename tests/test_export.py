@@ -511,7 +511,8 @@ class TestCommand:
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
         path.with_name("empty.png").write_bytes(b"")
-        made = ("export", f"folder:{tmp_path / 'stripes'}", "--encoder", "tiny", "--out", tmp_path / "o", "--quiet")
+        made = ("export", f"folder:{tmp_path / 'stripes'}", "--encoder", "tiny", "--out", tmp_path / "o", "--quiet",
+                "--pictures", "copies")  # fmt: skip
         again = ("export", "--replay", tmp_path / "o" / "manifest.json", "--out", tmp_path / "again", "--quiet")
         for argv in (made, again):
             code, _, err = run(*argv)
@@ -519,6 +520,30 @@ class TestCommand:
             assert err.count("empty.png") == 1
             lines = [line for line in err.splitlines() if path.name in line]
             assert [line.endswith("; a grey picture stands in its place") for line in lines] == [True]
+        table = read_table(tmp_path / "o" / "table.csv").set_index("id")
+        row = table.loc[f"{path.parent.name}/{path.name}"]
+        assert (row["action"], row["action_by"], row["final_label"], row["filepath"]) == ("drop", "check", "", "")
+        assert (row["issues"].split(",")[0], row["why"].split("; ")[0]) == (
+            "unreadable",
+            "its picture cannot be decoded",
+        )
+        assert (table["action"] == "drop").sum() == 1
+        assert len(list((tmp_path / "o").rglob("*.png"))) == len(table) - 1
+        assert (tmp_path / "again" / "table.csv").read_bytes() == (tmp_path / "o" / "table.csv").read_bytes()
+
+    def test_a_link_that_takes_the_place_of_a_picture_is_not_followed(self, pictures, save_encoder, tmp_path):
+        save_encoder()
+        (tmp_path / "secret").write_text("nobody's business")
+        for i, (image, label) in enumerate(zip(pictures.observed.images, pictures.observed.labels, strict=True)):
+            path = tmp_path / "stripes" / str(label) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        export = make(Study(f"folder:{tmp_path / 'stripes'}", "tiny"), (), pictures="copies")
+        path.unlink()
+        path.symlink_to(tmp_path / "secret")
+        with pytest.raises(InputError, match=f"{path.name} has gone or become a link"):
+            write(export, tmp_path / "o")
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["secret", "stripes"]
 
     @pytest.mark.parametrize(
         ("argv", "message"),

@@ -808,6 +808,17 @@ class TestBasics:
         with pytest.raises(InputError, match=f"seed must be 0 to 4294967295, got {seed}"):
             Study(blobs, seed=seed)
 
+    @pytest.mark.parametrize("name", ["../mine", "/tmp/mine", "..", "a/b", "a\\b"])
+    def test_the_name_of_a_run_leads_nowhere_else(self, blobs, name, a_run, home):
+        """It may come with a link or a manifest."""
+        a_run(blobs)
+        with pytest.raises(InputError, match="is no name of a run"):
+            Study(blobs, run=name)
+
+    def test_a_run_elsewhere(self, blobs, a_run, home, tmp_path):
+        folder = (home / "runs" / a_run(blobs)).rename(tmp_path / "elsewhere")
+        assert Study(blobs, run=folder).run.name == "elsewhere"
+
     def test_default_workspace(self, blobs, home):
         Study(blobs).detect("knn-label")
         assert len(list((home / "results").glob("detect-*.npz"))) == 1

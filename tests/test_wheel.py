@@ -31,6 +31,11 @@ def test_wheel_carries_everything_the_app_needs(wheel: Path):
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
 
+def test_assets_are_small_enough_to_travel():
+    size = sum(path.stat().st_size for path in (ROOT / "assets").rglob("*") if path.is_file())
+    assert size <= 70 * 2**20
+
+
 def test_wheel_works_from_another_folder(wheel: Path, tmp_path: Path):
     # unpacked beside nothing else: what is imported must come from the wheel, not from the checkout
     site = tmp_path / "site"

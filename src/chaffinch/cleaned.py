@@ -10,14 +10,16 @@ One row a sample, dropped ones included. The columns, in their order (those that
 ``ground_truth``       the same under FiftyOne's usual name
 ``tags``               for FiftyOne: the action, the verdict's kind where it is noise, and ``issues``, with commas
 ``action``             ``keep``, ``relabel`` or ``drop``
-``action_by``          ``decision``, ``verdict``, ``check``, or empty: nobody saw a reason to change it
+``action_by``          ``decision``, ``verdict``, ``check`` (also: its picture cannot be decoded), or empty: nobody
+                       saw a reason to change it
 ``decision`` …         what a person decided, and ``who``, ``when`` (UTC), ``reason``
 ``suggestion``         the label to give instead, or empty
 ``verdict``            ``clean``, ``mislabelled`` or ``ood``; ``p_clean``, ``p_mislabelled``, ``p_ood`` are its reasons
 ``predicted_label``    the likeliest class if the sample has one (cleanlab's name)
 ``is_label_issue``     the verdict is not ``clean`` (cleanlab's name); ``is_outlier_issue``: it is ``ood``
 ``label_quality``      P(clean), low = bad (cleanlab's name and direction)
-``issues``, ``why``    names of the checks that list it, with commas (see `chaffinch.checks`), and what they measured
+``issues``, ``why``    names of the checks that list it, with commas (see `chaffinch.checks`), and what they measured;
+                       ``unreadable``: its picture cannot be decoded
 ``duplicate_of``       id of the copy most like it; ``duplicate_set``: number of its group of copies, -1 = none
 ``is_…_issue``         ``near_duplicate``, ``leak``, and cleanvision's names ``dark``, ``light``, ``low_information``,
                        ``blurry``, ``odd_size``, ``odd_aspect_ratio``, as far as that was checked
@@ -38,7 +40,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -47,10 +49,12 @@ from numpy.typing import NDArray
 from . import __version__, checks
 from .base.errors import InputError
 from .base.files import digest, read_json, sha256_file, write_json
+from .base.methods import find_method, parameter_kinds
+from .base.shapes import misfit
 from .benefit import benefit, lacking
 from .checks import CHECKS, Checks
 from .data import NoisyDataset
-from .data.pictures import PictureFiles
+from .data.pictures import PictureFiles, plain_file
 from .exports import write_table
 from .reviews import Choice, Decision, suggest
 from .spec import MAPS, Cut
@@ -115,6 +119,52 @@ class Policy:
         return tuple(check for check in CHECKS if check in self.drop)
 
 
+class _Dataset(TypedDict):
+    name: str
+    digest: str
+    test: NotRequired[str]
+
+
+class _Encoder(TypedDict):
+    name: str
+    sha256: str | None
+
+
+class _Run(TypedDict):
+    name: str
+    digest: str
+
+
+class _Detector(TypedDict):
+    cut: str
+    parameters: dict[str, Any]
+
+
+class _Table(TypedDict):
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    """What a replay reads of a manifest; the first ones lacked some of it."""
+
+    manifest: int
+    chaffinch: str
+    steps: dict[str, int]
+    dataset: _Dataset
+    encoder: _Encoder
+    run: _Run | None
+    seed: int
+    detectors: list[_Detector]
+    policy: Policy
+    map: str
+    pictures: str
+    format: str
+    decisions: list[Decision]
+    checks: NotRequired[bool]
+    accuracy: NotRequired[dict[str, Any] | None]
+    table: NotRequired[_Table]
+
+
 @dataclass(frozen=True)
 class Settled:
     """What became of each sample.
@@ -145,8 +195,8 @@ def settle(
 ) -> Settled:
     """Decisions first, then the verdict and the checks as far as the policy lets them.
 
-    Of the copies that are left when all else is settled one stays: one that a person kept, or else the one likeliest to
-    be clean.
+    What cannot be decoded is dropped unless a person decided otherwise. Of the copies that are left when all else is
+    settled one stays: one that a person kept, or else the one likeliest to be clean.
 
     Raises:
         InputError: the policy asks for a verdict or a check and there is none, or a decision names no sample or class
@@ -179,6 +229,8 @@ def settle(
         what = policy.unsure if d.choice == "unsure" else d.choice
         labels[i] = -1 if what == "drop" else classes.index(d.label) if what == "relabel" else given[i]
         by[i] = "decision"
+    lost = unreadable(study) & (by != "decision")
+    labels[lost], by[lost] = -1, "check"
     if policy.checks:
         if found is None:
             raise InputError(f"{policy.checks[0]} were not looked for here; check the dataset first")
@@ -217,6 +269,14 @@ def files_of(dataset: NoisyDataset) -> tuple[str, ...] | None:
     """Paths of a dataset's pictures; None for pictures in memory, or inside a table."""
     images = dataset.observed.images
     return images.paths if isinstance(images, PictureFiles) else None
+
+
+def unreadable(study: Study) -> NDArray[np.bool_]:
+    """(N,) which pictures turned out not to be decodable; known once they were embedded."""
+    images, found = study.observed.images, np.zeros(len(study), bool)
+    if isinstance(images, PictureFiles):
+        found[list(images.undecoded)] = True
+    return found
 
 
 def make(
@@ -365,20 +425,29 @@ def _table(
             "is_outlier_issue": verdict.kinds == 2,
             "label_quality": verdict.proba[:, 0],
         }
+    broken = unreadable(study)
+    if listed is not None or broken.any():
+        issues, why = ([""] * len(study),) * 2 if listed is None else checks.texts(study, listed)
+        issues = _before("unreadable", broken, issues, ",")
+        columns |= {"issues": issues, "why": _before("its picture cannot be decoded", broken, why, "; ")}
+        columns["tags"] = [f"{tag},{told}" if told else tag for tag, told in zip(columns["tags"], issues, strict=True)]
     if listed is not None:
-        issues, why = checks.texts(study, listed)
         ids = np.array([*study.observed.ids.tolist(), ""])
-        columns |= {"issues": issues, "why": why, "duplicate_of": ids[listed.copy], "duplicate_set": listed.group}
+        columns |= {"duplicate_of": ids[listed.copy], "duplicate_set": listed.group}
         columns |= {
             f"is_{name}_issue": np.any([listed.flags(check) for check in made_of], axis=0)
             for name, made_of in ISSUES.items()
             if not set(made_of) & set(listed.skipped)
         }
-        columns["tags"] = [f"{tag},{told}" if told else tag for tag, told in zip(columns["tags"], issues, strict=True)]
     columns |= {name: rest.pop(name) for name in ("true_label", "kind") if name in rest}
     if layout != "none":
         columns |= dict(zip("xy", study.map(layout).T, strict=True))
     return pd.concat([pd.DataFrame(columns), rest], axis=1)
+
+
+def _before(word: str, flags: NDArray[np.bool_], texts: Sequence[str], between: str) -> list[str]:
+    """Texts with a word before those that are flagged."""
+    return [between.join(filter(None, (word * flag, text))) for flag, text in zip(flags.tolist(), texts, strict=True)]
 
 
 def _names(study: Study, final: NDArray[np.int64], files: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -439,9 +508,14 @@ def _fill(export: Export, folder: Path, report: Report) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if manifest["pictures"] == "links" and files:
-            target.symlink_to(Path(files[i]).resolve())
+            target.symlink_to(os.path.abspath(files[i]))
         elif files:
-            shutil.copyfile(files[i], target)
+            try:
+                source = plain_file(files[i])
+            except OSError as error:
+                raise InputError(f"{files[i]} has gone or become a link since the dataset was opened") from error
+            with source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
         elif images is not None:
             target.write_bytes(picture_png(images[i], max(images.shape[1:3])))
         if i % 500 == 0:
@@ -477,25 +551,26 @@ def replay(
         raise InputError(f"{path} is not a manifest of 'chaffinch export'")
     if told["manifest"] != VERSION:
         raise InputError(f"{path} is a manifest of layout {told['manifest']}; this chaffinch reads layout {VERSION}")
-    try:
-        changed = [step for step, version in told["steps"].items() if VERSIONS.get(step) != version]
-        made_by, digests = told["chaffinch"], (told["dataset"]["digest"], told["encoder"]["sha256"])
-        checked, tested = told.get("checks", False) is True, told["dataset"].get("test")
-        measured = told.get("accuracy") is not None
-        if type(told["seed"]) is not int or told["map"] not in (*MAPS, "none"):
-            raise TypeError(f"seed {told['seed']!r}, map {told['map']!r}")
-        run = told["run"] and (told["run"]["name"], told["run"]["digest"])
-        cuts = [Cut.parse(d["cut"]) for d in told["detectors"]]
-        parameters = {c.detector: d["parameters"] for c, d in zip(cuts, told["detectors"], strict=True)}
-        policy = Policy(**{**told["policy"], "drop": tuple(told["policy"]["drop"])})
-        decisions = [Decision(**d) for d in told["decisions"]]
-        for d in decisions:
-            Choice(d.sample, d.choice, d.label)  # refuses what is none
-        pictures, format = told["pictures"], told["format"]
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: a field is not as 'chaffinch export' writes it: {error}") from error
+    if wrong := misfit(told, _Manifest):
+        raise InputError(f"{path}: a field is not as 'chaffinch export' writes it: {wrong}")
+    if told["map"] not in (*MAPS, "none"):
+        raise InputError(f"{path}: there is no map {told['map']!r}")
+    changed = [step for step, version in told["steps"].items() if VERSIONS.get(step) != version]
+    made_by, digests = told["chaffinch"], (told["dataset"]["digest"], told["encoder"]["sha256"])
+    checked, tested = told.get("checks", False), told["dataset"].get("test")
+    measured = told.get("accuracy") is not None
+    run = told["run"] and (told["run"]["name"], told["run"]["digest"])
+    cuts = [Cut.parse(d["cut"]) for d in told["detectors"]]
+    parameters = {c.detector: d["parameters"] for c, d in zip(cuts, told["detectors"], strict=True)}
+    for slug, given in parameters.items():
+        kinds = parameter_kinds(find_method("detector", slug))
+        if wrong := next(filter(None, (misfit(v, kinds.get(name, Any), name) for name, v in given.items())), ""):
+            raise InputError(f"{path}: {slug}: {wrong}")
+    policy = Policy(**{**told["policy"], "drop": tuple(told["policy"].get("drop", ()))})
+    decisions = [Decision(**d) for d in told["decisions"]]
+    for d in decisions:
+        Choice(d.sample, d.choice, d.label)  # refuses what is none
+    pictures, format = told["pictures"], told["format"]
     if changed:
         raise InputError(
             f"{path} was made by chaffinch {made_by}, whose step {changed[0]!r} gave other results; "

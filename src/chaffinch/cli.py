@@ -35,6 +35,7 @@ pred_probs (lists); optional id, split, true_label, kind, x, y; or arrays:PATH.n
 images (N,H,W[,3]) uint8, features (N,D), pred_probs (N,C); optional classes, ids, true_labels (-1 = foreign), kind, xy
 (N,2), trusted (N,) bool; or hf:PATH, a folder written by save_to_disk of Hugging Face datasets"""
 
+RUN_HELP = "training (see 'train') whose record detectors read: its name in the workspace, or its folder (./NAME)"
 ENCODER_HELP = """slug of an encoder ('methods' lists them), or 'features' of the data (default: simclr for small grey
 pictures, efficientnet-lite0 for all others)"""
 
@@ -71,6 +72,11 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def _run(args: argparse.Namespace) -> str | Path:
+    """The run that ``--run`` names: in the workspace, or, with a slash, a folder anywhere."""
+    return Path(args.run_name) if "/" in args.run_name or os.sep in args.run_name else str(args.run_name)
+
+
 def _detect(args: argparse.Namespace) -> int:
     import numpy as np
 
@@ -78,15 +84,15 @@ def _detect(args: argparse.Namespace) -> int:
     from .card import KINDS
     from .exports import FORMATS, write_table
     from .spec import RULES, Cut
-    from .study import Study, run_detectors
+    from .study import Study, default_detectors, run_detectors
     from .workspace import Workspace
 
     out = Path(args.out) if args.out else None
     if out and out.suffix not in FORMATS:
         raise InputError(f"--out {out}: the file name must end in {' or '.join(FORMATS)}")
     meter = Meter(args.quiet)
-    study = Study(args.dataset, args.encoder, workspace=Workspace(args.workspace), seed=args.seed, run=args.run_name)
-    wanted = args.detector or ["lsa", "small-loss"]
+    study = Study(args.dataset, args.encoder, workspace=Workspace(args.workspace), seed=args.seed, run=_run(args))
+    wanted = args.detector or []
     every = "all" in wanted
     cuts = [Cut.parse(text) for text in wanted if text != "all"]
     if every:  # those that are named besides keep their cut
@@ -95,6 +101,7 @@ def _detect(args: argparse.Namespace) -> int:
     _warn(study.warnings)
     study.embed(meter, device=args.device)
     _warn(study.dataset.undecoded)
+    cuts = cuts or [*default_detectors(study)]
     done, skipped = run_detectors(study, cuts, skip=every, report=meter)
     if any(c.rule == RULES[0] and c.budget is None and c.score is None for c in cuts):
         with suppress(InputError):  # without a verdict these cuts are the methods' own rules
@@ -286,6 +293,7 @@ def _train_encoder(args: argparse.Namespace) -> int:
     from .base.methods import find_method, method_options
     from .data import open_dataset
     from .encoders.augment import Augment
+    from .encoders.device import leave
     from .encoders.ray_engine import train_in_processes
     from .encoders.steps import lacking
     from .encoders.train import Recipe, train_encoder
@@ -336,7 +344,9 @@ def _train_encoder(args: argparse.Namespace) -> int:
             print(f"chaffinch: {slug}: {error}", file=sys.stderr)
             failed += 1
             continue
-        print(f"trained: {path}")
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            print(f"trained: {path}")
+    leave()
     _warn(dataset.undecoded)
     return int(failed > 0)
 
@@ -612,7 +622,7 @@ def _export(args: argparse.Namespace) -> int:
     from . import benefit, cleaned
     from .reviews import Reviews
     from .spec import Cut
-    from .study import Study
+    from .study import Study, default_detectors
     from .workspace import Workspace
 
     workspace, meter, out = Workspace(args.workspace), Meter(args.quiet), Path(args.out)
@@ -629,13 +639,14 @@ def _export(args: argparse.Namespace) -> int:
         export, told = cleaned.replay(Path(args.replay), opened, meter)
     elif args.dataset:
         kinds = tuple(kind for kind in args.drop.split(",") if kind)
+        cuts = [Cut.parse(text) for text in args.detector or ()]
         policy = cleaned.Policy(drop=kinds, relabel=args.relabel, above=args.above, unsure=args.unsure)
-        study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed, run=args.run_name)
+        study = Study(args.dataset, args.encoder, workspace=workspace, seed=args.seed, run=_run(args))
         _warn(study.warnings)
         study.embed(meter, device=args.device)
         decisions = cleaned.decided(Reviews(workspace.decisions).states(study.dataset.digest))
         export = cleaned.make(
-            study, [Cut.parse(text) for text in args.detector or ["lsa", "small-loss"]], decisions, policy,
+            study, cuts or default_detectors(study), decisions, policy,
             layout=args.map or "", pictures=args.pictures, format=args.format, checked=True,
             measured=not args.no_accuracy, report=meter,
         )  # fmt: skip
@@ -760,12 +771,10 @@ def _parser() -> argparse.ArgumentParser:
     detect = commands.add_parser("detect", parents=[data, encoded, *shared], help="score and flag samples")
     detect.add_argument(
         "--detector", action="append", metavar="SLUG[@CUT]",
-        help="which (repeat for several), or 'all'; default lsa and small-loss. CUT: own, mixture, rate, "
-        "contradiction, budget=SHARE or score=VALUE",
+        help="which (repeat for several), or 'all'; default lsa and small-loss, if there is what they need. CUT: own, "
+        "mixture, rate, contradiction, budget=SHARE or score=VALUE",
     )  # fmt: skip
-    detect.add_argument(
-        "--run", dest="run_name", default="", metavar="NAME", help="training (see 'train') whose record detectors read"
-    )
+    detect.add_argument("--run", dest="run_name", default="", metavar="NAME", help=RUN_HELP)
     detect.add_argument("--verdict", action="store_true", help="also judge: clean, mislabelled or out-of-distribution")
     detect.add_argument("--mislabelled", type=float, metavar="SHARE", help="for the verdict, if known (else estimated)")
     detect.add_argument("--ood", type=float, metavar="SHARE", help="for the verdict, if known (else estimated)")
@@ -915,11 +924,10 @@ def _parser() -> argparse.ArgumentParser:
         "--unsure", choices=("keep", "drop"), default="keep", help="samples somebody was unsure about (default keep)"
     )
     export.add_argument(
-        "--detector", action="append", metavar="SLUG[@CUT]", help="whose columns (repeat; default lsa and small-loss)"
-    )
-    export.add_argument(
-        "--run", dest="run_name", default="", metavar="NAME", help="training (see 'train') whose record detectors read"
-    )
+        "--detector", action="append", metavar="SLUG[@CUT]",
+        help="whose columns (repeat; default lsa and small-loss, if there is what they need)",
+    )  # fmt: skip
+    export.add_argument("--run", dest="run_name", default="", metavar="NAME", help=RUN_HELP)
     export.add_argument(
         "--no-accuracy", action="store_true", help="do not measure a classifier's test accuracy before and after"
     )

@@ -42,14 +42,7 @@ def second(study: Study, on: Sequence[str]) -> str | None:
     classes = registry.methods("detector")
     found = set().union(*(classes[slug].card.finds for slug in on if slug in classes))
     usual = [c.detector for c in Spec().detectors]
-    enough = {"pred_probs"} if study.observed.pred_probs is not None else set()
-    runs = [
-        slug
-        for slug, cls in classes.items()
-        if slug not in on
-        and "trusted" not in cls.needs()
-        and (study.features is not None or enough >= set(cls.needs()))
-    ]
+    runs = [slug for slug in classes if slug not in on and study.lacking(slug) is None]
     return min(runs, key=lambda s: (not set(classes[s].card.finds) - found, s not in usual, s), default=None)
 
 

@@ -22,7 +22,9 @@ Remember = Callable[[str, Callable[[], Arrays]], Arrays]
 
 REMEDIES = {
     "features": "open pictures with an encoder (--encoder), or put 'features' into the arrays",
-    "history": "a quick head records one from features: open pictures with an encoder (--encoder)",
+    "pred_probs": "open pictures with an encoder (--encoder), or put 'pred_probs' or 'features' into the arrays",
+    "history": "a quick head records one from features: open pictures with an encoder (--encoder), or put 'features' "
+    "into the arrays",
     "joint": "choose an encoder trained with Symile on these classes (train-encoder --loss symile)",
     "trusted": "mark rows known to be clean with 'trusted' (N,) in the arrays",
 }
@@ -86,11 +88,10 @@ class Evidence:
         def make() -> Arrays:
             probe = linear_probe(features, self.observed.labels, len(self.observed.classes), seed=self.seed)
             W, b = probe.head
-            found = {"pred_probs": probe.pred_probs, "logits": probe.logits, "W": W, "b": b}
-            return found | {"penalty": np.array(probe.penalty)}
+            return {"logits": probe.scores, "W": W, "b": b, "penalty": np.array(probe.penalty)}
 
         found = self._remember(f"probe-{self.seed}", make)
-        return Probe(found["pred_probs"], found["logits"], (found["W"], found["b"]), float(found["penalty"]))
+        return Probe(found["logits"], (found["W"], found["b"]), float(found["penalty"]))
 
     @property
     def pred_probs(self) -> NDArray[np.float64]:
@@ -142,27 +143,37 @@ class Evidence:
             raise MissingEvidence("joint", "joint", REMEDIES["joint"])
         return self._remember("joint", lambda: {"joint": give()})["joint"]
 
+    def lacking(self, detector: Any) -> MissingEvidence | None:
+        """The first piece that a detector (or its class) names and that cannot be had, and how to get it, or None.
+
+        Nothing is computed for the answer.
+        """
+        features = self.features is not None
+        there = dict.fromkeys(("features", "neighbors", "probe", "logits", "head"), features) | {
+            "pred_probs": features or self.observed.pred_probs is not None,
+            "history": features or self._give_history is not None,
+            "trusted": self._give_trusted is not None,
+            "joint": self._give_joint is not None,
+        }
+        for piece in detector.needs():
+            if not there.get(piece, hasattr(type(self), piece)):
+                unknown = "chaffinch does not know how to make it"
+                remedy = REMEDIES.get(piece, REMEDIES["features"] if piece in there else unknown)
+                return MissingEvidence(detector.card.slug, piece, remedy)
+        return None
+
     def gather(self, detector: Any) -> dict[str, Any]:
         """The arguments of ``fit`` for a detector (or its class): X, y and the pieces it names.
 
         Raises:
             MissingEvidence: a piece is not there and cannot be computed.
         """
-        slug, arguments = detector.card.slug, {"X": self.features, "y": self.observed.labels}
+        if missing := self.lacking(detector):
+            raise missing
+        arguments = {"X": self.features, "y": self.observed.labels}
         if getattr(detector, "k", 0) > self.k:  # more neighbours than usual: find them once, for everyone
             self.k, self._neighbors = detector.k, None
-        for piece in detector.needs():
-            if piece == "features":
-                if self.features is None:
-                    raise MissingEvidence(slug, piece, REMEDIES[piece])
-                continue
-            if not hasattr(type(self), piece):
-                raise MissingEvidence(slug, piece, REMEDIES.get(piece, "chaffinch does not know how to make it"))
-            try:
-                arguments[piece] = getattr(self, piece)
-            except MissingEvidence as error:
-                raise MissingEvidence(slug, piece, error.remedy) from error
-        return arguments
+        return arguments | {piece: getattr(self, piece) for piece in detector.needs() if piece != "features"}
 
     def _features(self, wanted_for: str) -> NDArray[np.float32]:
         if self.features is None:

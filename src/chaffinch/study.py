@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from . import projection, registry
 from .base.errors import InputError, MissingEvidence
-from .base.files import assets_dir, digest, read_json
+from .base.files import assets_dir, digest
 from .base.methods import find_method
 from .base.mixture import fit_mixture
 from .base.record import Record, load_record
@@ -31,12 +31,13 @@ from .data import CLEAN, OOD, Images, NoisyDataset, Observed, PictureFiles, open
 from .data.dataset import finite_rows
 from .data.pictures import key_of, some
 from .detectors.base import Trusted, cut, ranks
+from .encoders.model_card import load_card
 from .encoders.packaged import packaged_weights
 from .evidence import REMEDIES, Evidence
 from .metrics.detection import decision, ranking
 from .metrics.embedding import map_quality
 from .metrics.verdict import three_way
-from .spec import MAPS, Cut, check_seed
+from .spec import MAPS, Cut, Spec, check_seed
 from .verdict import Verdict, ceiling, judge
 from .workspace import Arrays, Workspace, pack, unpack
 
@@ -54,12 +55,9 @@ JOINT = "joint"
 
 VERSIONS = {
     "features": 1, "neighbors": 2, "probe": 1, "history": 1, "joint": 1, "detect": 2, "verdict": 2, "map": 1,
-    "measures": 1, "checks": 1, "benefit": 1,
+    "measures": 2, "checks": 1, "benefit": 1,
 }  # fmt: skip
 """Raised when a step would give another result for the same input, so that old results are not taken for it."""
-
-CARD_FIELDS = {"architecture", "loss", "dataset", "epochs", "device", "sha256"}
-"""What is read of an encoder's model card without loading the encoder."""
 
 Report = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, 0 to 1."""
@@ -135,16 +133,13 @@ def encoder_cards(workspace: Workspace) -> dict[str, tuple[Path, dict[str, Any]]
     for folder in (assets_dir() / "encoders", workspace.root / "encoders"):
         for path in sorted(folder.glob("[!.]*.json")):  # a dot begins what is just being written
             try:
-                card = read_json(path)
+                card = asdict(load_card(path))
+                if not card["sha256"]:  # results are kept under it
+                    raise InputError(f"{path} lacks sha256, the checksum of the weights; train the encoder again")
+                if card["packaged"]:
+                    packaged_weights(card["architecture"])
             except InputError as error:
                 card = {"error": str(error)}
-            if not isinstance(card, dict) or not ("error" in card or set(card) >= CARD_FIELDS):
-                card = {"error": f"{path} is not a model card of chaffinch; remove it, or train the encoder again"}
-            if card.get("packaged"):
-                try:
-                    packaged_weights(card["architecture"])
-                except InputError as error:
-                    card = {"error": str(error)}
             found.setdefault(path.stem, (path.with_suffix(".safetensors"), card))
     return found
 
@@ -214,7 +209,8 @@ class Study:
             pictures (`default_encoder`). Data that come without pictures use their own features instead.
         workspace: where results are kept.
         seed: of everything that draws.
-        run: name or folder of the training of a classifier whose record stands in place of a quick head's.
+        run: training of a classifier whose record stands in place of a quick head's: its name in the workspace, or as
+            a `Path` its folder anywhere. A name may come with a link or a manifest, so it leads nowhere else.
 
     Raises:
         InputError: the dataset cannot be opened, the seed is negative, or there is no such run on this dataset.
@@ -230,7 +226,7 @@ class Study:
         *,
         workspace: Workspace | None = None,
         seed: int = 0,
-        run: str = "",
+        run: str | Path = "",
     ) -> None:
         check_seed(seed)
         self.dataset = open_dataset(dataset) if isinstance(dataset, str) else dataset
@@ -254,13 +250,16 @@ class Study:
     def __len__(self) -> int:
         return len(self.observed)
 
-    def _run(self, name: str) -> TrainingRun:
-        folder = self.workspace.root / "runs" / name
+    def _run(self, name: str | Path) -> TrainingRun:
+        if isinstance(name, str) and (name == ".." or set(name) & set("/\\")):
+            raise InputError(f"{name!r} is no name of a run; a run elsewhere can be named on the command line only")
         try:
-            run = TrainingRun(folder if folder.is_dir() else Path(name))
+            run = TrainingRun(name if isinstance(name, Path) else self.workspace.root / "runs" / name)
         except InputError as error:
             there = ", ".join(training_runs(self.workspace, self.dataset.digest)) or "none"
-            raise InputError(f"there is no readable run called {name!r} ({error}); on this dataset: {there}") from error
+            raise InputError(
+                f"there is no readable run called {str(name)!r} ({error}); on this dataset: {there}"
+            ) from error
         run.check(self.dataset.digest, self.dataset.name)
         return run
 
@@ -643,6 +642,10 @@ class Study:
         key = self._detection_key(self.detector(slug, {}))
         return key in self._detections or self.workspace.has("detect", key)
 
+    def lacking(self, slug: str) -> MissingEvidence | None:
+        """What a detector needs that is not there, and how to get it (`Evidence.lacking`); None if it can run."""
+        return self.evidence.lacking(find_method("detector", slug))
+
     def detector(self, slug: str, parameters: dict[str, Any] | None = None) -> Any:
         """A detector with these parameters, not fitted; the study's seed unless they name one.
 
@@ -653,6 +656,7 @@ class Study:
         cls = find_method("detector", slug)
         if "seed" in cls().get_params() and "seed" not in parameters:
             parameters = {"seed": self.seed, **parameters}
+        check_seed(parameters.get("seed", self.seed))
         try:
             return cls(**parameters)
         except TypeError as error:
@@ -773,6 +777,11 @@ class Study:
             if found.suggestions is not None:
                 columns[f"{found.slug}_suggestion"] = names[found.suggestions]
         return pd.DataFrame(columns)
+
+
+def default_detectors(study: Study) -> tuple[Cut, ...]:
+    """The detectors for those who choose none: those of the default view that have what they need."""
+    return tuple(cut for cut in Spec().detectors if study.lacking(cut.detector) is None)
 
 
 def run_detectors(

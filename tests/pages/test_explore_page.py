@@ -366,7 +366,7 @@ def test_the_inspector_says_why_the_checks_list_a_sample(open_app, arrays_file, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"features": np.full((180, 12), np.nan, np.float32)}, "row 0 holds NaN"),
+        ({"features": np.full((180, 12), np.nan, np.float32)}, "no row can"),
         ({"labels": np.zeros(180, np.int64)}, "only one class"),
         ({"labels": np.full(180, 99)}, "label 99 is not one of the 3 classes"),
     ],
@@ -417,6 +417,58 @@ def test_probabilities_alone_are_enough_for_some_detectors(open_app, arrays_file
     assert not [option for option in app.selectbox(key="show").options if option.startswith("Verdict")]
     own = int(Study(f"arrays:{path}").detect("small-loss").own.sum())
     assert f"<b>{own}</b><span>flagged</span>" in strip(app)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "some", "runs"),
+    [
+        ("features", {"symile-fit", "tacred-extrinsic"}, {"lsa", "small-loss", "aum"}),
+        ("pred_probs", {"lsa", "knn-distance", "aum", "vim"}, {"small-loss", "confident-learning", "msp"}),
+    ],
+)
+def test_a_switch_that_would_do_nothing_says_what_is_missing(open_app, arrays_file, evidence, some, runs):
+    given = {"features": None, "pred_probs": np.full((180, 3), 1 / 3)} if evidence == "pred_probs" else {}
+    study = Study(f"arrays:{arrays_file(**given)}")
+    app = open_app(Spec(dataset=study.dataset.name, map="pca", detectors=()))
+    switches = {t.key.removeprefix("on-"): t for t in app.sidebar.toggle}
+    off = {slug for slug, switch in switches.items() if switch.disabled}
+    assert off == {slug for slug in switches if study.lacking(slug)}
+    assert some <= off <= set(switches) - runs
+    for slug, switch in switches.items():
+        told = switch.help.replace("\\", "")
+        assert told.count(f"{slug} needs ") == (slug in off)
+        assert not (missing := study.lacking(slug)) or told.startswith(f"*Not here:* {missing}.")
+
+
+def test_a_detector_that_is_on_and_cannot_run_can_be_switched_off(open_app, arrays_file):
+    path = arrays_file(features=None, pred_probs=np.random.default_rng(0).dirichlet(np.ones(3), 180))
+    app = open_app(Spec(dataset=f"arrays:{path}", detectors=(Cut("knn-distance"), Cut("small-loss"))))
+    switch = app.toggle(key="on-knn-distance")
+    assert (switch.value, switch.disabled) == (True, False)
+    assert "knn-distance needs neighbors" in switch.help.replace("\\", "")
+    switch.set_value(False).run()
+    switch = app.toggle(key="on-knn-distance")
+    assert (switch.value, switch.disabled) == (False, True)
+    assert not app.warning
+
+
+def test_other_data_begin_with_detectors_that_can_run_unless_some_were_chosen(open_app, arrays_file):
+    whole = arrays_file()
+    bare = arrays_file("bare.npz", features=None, pred_probs=np.random.default_rng(0).dirichlet(np.ones(3), 180))
+
+    def on() -> set[str]:
+        assert not app.exception
+        return {t.key.removeprefix("on-") for t in app.sidebar.toggle if t.value}
+
+    app = open_app(Spec(dataset=f"arrays:{bare}", map="pca"))
+    assert on() == {"small-loss"}
+    assert not app.warning
+    for path, usual in ((whole, {"lsa", "small-loss"}), (bare, {"small-loss"}), (whole, {"lsa", "small-loss"})):
+        app.text_input(key="file").set_value(str(path)).run()
+        assert on() == usual
+    app.toggle(key="on-knn-distance").set_value(True).run()
+    app.text_input(key="file").set_value(str(bare)).run()
+    assert on() == {"lsa", "small-loss", "knn-distance"}
 
 
 def test_a_detector_switched_on_again_shows_its_cut_at_once(open_app, spec):

@@ -1,12 +1,17 @@
 """The server of the app: what it asks of Streamlit."""
 
+import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 from browser import BROWSER, NO_BROWSER, chromium, free_port, serve
+
+from chaffinch.base.files import bundle_dir
 
 FROZEN = """
 import gc
@@ -51,6 +56,32 @@ if "keep" in sys.argv:
     serve._keep_clicks()
 cli.main(["run", "app.py", "--server.address=127.0.0.1", "--server.headless=true", "--server.port", sys.argv[1]])
 """
+
+
+def test_the_settings_keep_the_app_at_home(monkeypatch):
+    """It listens on this machine only, tells nobody about its use, and takes archives up to a limit that can be set."""
+    settings = tomllib.loads((bundle_dir() / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+    assert settings["server"]["address"] == "127.0.0.1"
+    assert settings["server"]["allowedHosts"] == ["localhost", "127.0.0.1"]
+    assert settings["server"]["maxUploadSize"] == 500
+    assert settings["browser"]["gatherUsageStats"] is False
+    monkeypatch.chdir(bundle_dir())
+    show = [sys.executable, "-m", "streamlit", "config", "show"]
+    for environment, limit in (({}, 500), ({"STREAMLIT_SERVER_MAX_UPLOAD_SIZE": "7"}, 7)):
+        done = subprocess.run(show, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+        assert f"\nmaxUploadSize = {limit}\n" in re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+
+
+@pytest.mark.parametrize(("host", "told"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_it_says_so_when_it_listens_elsewhere(host, told, workspace):
+    code = (
+        "from streamlit.web import cli; from chaffinch.ui import serve; serve._warm = lambda: None;"
+        f"cli.main = lambda argv, **options: print(*argv); serve.main({host!r}, '1234')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"--server.address {host} --server.port 1234 --server.headless true" in done.stdout
+    assert ("can be opened from other machines" in done.stderr) is told
+    assert ("--server.allowedHosts *" in done.stdout) is told
 
 
 def test_what_was_imported_is_not_searched_for_garbage_after_every_run(workspace):

@@ -37,7 +37,7 @@ class Measures:
         contrast: (N,) standard deviation of the grey values.
         blur: (N,) 0 = sharp to 1, see `blurriness`; NaN where all pixels are alike.
         size: (N, 2) int64, height and width of the original, before it was shrunk or grown; 0 if not known.
-        mark: (N,) int64, equal where all pixels (as they are used) are; a hash.
+        mark: (N,) int64, equal where all pixels (as they are used) and the original's size are; a hash.
         sketch: (N, SIDE * SIDE) uint8, the picture in grey, very small.
     """
 
@@ -97,7 +97,8 @@ def _look(found: Measures, rows: NDArray[np.int64], block: NDArray[np.uint8]) ->
     sizes = np.unique(found.size[rows], axis=0).tolist()
     boxes = {(height, width): inner((height, width), shape) for height, width in sizes}
     for i, row in enumerate(rows.tolist()):
-        found.mark[row] = np.frombuffer(hashlib.blake2b(block[i].tobytes(), digest_size=8).digest(), np.int64)[0]
+        whole = block[i].tobytes() + found.size[row].tobytes()
+        found.mark[row] = np.frombuffer(hashlib.blake2b(whole, digest_size=8).digest(), np.int64)[0]
         picture = grey[i][boxes[tuple(found.size[row].tolist())]]
         small = Image.fromarray(np.round(picture).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BOX)
         found.sketch[row] = np.asarray(small).ravel()

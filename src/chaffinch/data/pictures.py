@@ -304,15 +304,15 @@ def reason(error: Exception) -> str:
 def _opened(source: Source) -> Iterator[Image.Image]:
     from PIL import Image
 
-    stream = io.BytesIO(source) if isinstance(source, bytes) else _plain_file(source)
+    stream = io.BytesIO(source) if isinstance(source, bytes) else plain_file(source)
     with stream, Image.open(stream, formats=FORMATS) as picture:
         if picture.width * picture.height > MOST_PIXELS:
             raise InputError(f"{picture.width} × {picture.height} pixels are more than the {MOST_PIXELS:,} allowed")
         yield picture
 
 
-def _plain_file(path: str) -> Any:
-    # a link that was put there after the folder was listed is not followed
+def plain_file(path: str) -> Any:
+    """A file opened for reading, in bytes; a link that was put there after the folder was listed is not followed."""
     return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)), "rb")
 
 

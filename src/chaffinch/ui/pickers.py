@@ -16,7 +16,7 @@ from ..data.archives import unpack
 from ..data.fashion_web import FLIPS, Draw
 from ..data.sources import recognise
 from ..spec import RULES, Cut, Spec
-from ..study import OWN_FEATURES, Detection, Study, training_runs
+from ..study import OWN_FEATURES, Detection, Study, default_detectors, training_runs
 from ..workspace import Workspace
 from . import cached
 from .shell import begin, keep, plain
@@ -191,6 +191,7 @@ def has_verdict(study: Study) -> bool:
 
 def detectors(spec: Spec, study: Study) -> Spec:
     """A switch for each detector, those that are on first, each with the cut it makes."""
+    spec = _begun(spec, study)
     cuts = {c.detector: c for c in spec.detectors}
     every = registry.methods("detector")
     on = [slug for slug in every if st.session_state.get(f"on-{slug}", slug in cuts)]
@@ -198,7 +199,7 @@ def detectors(spec: Spec, study: Study) -> Spec:
     with st.sidebar:
         st.markdown("#### Detectors")
         for slug in on:
-            if _switch(slug, slug in cuts):
+            if _switch(slug, study, slug in cuts):
                 cut = cuts.get(slug, Cut(slug))
                 ready = study.knows(slug) and not awaits_verdict(study)
                 chosen.append(_cut(cut, study.detect(slug), study) if ready else cut)
@@ -216,13 +217,27 @@ def detectors(spec: Spec, study: Study) -> Spec:
             if rest:
                 with st.expander(title):
                     for slug in rest:
-                        _switch(slug, False)
+                        _switch(slug, study, False)
         run = _record(spec, study)
     spec = replace(spec, detectors=tuple(chosen), votes=votes)
     if run != spec.run:
         keep(replace(spec, run=run))
         st.rerun()  # what detectors read is another study
     return spec
+
+
+def _begun(spec: Spec, study: Study) -> Spec:
+    """Another dataset begins with the detectors that can run on it, unless somebody has chosen some."""
+    dataset, usual = st.session_state.get("_usual", ("", Spec().detectors))
+    if dataset == spec.dataset:
+        return spec
+    here = default_detectors(study)
+    st.session_state["_usual"] = spec.dataset, here
+    if spec.detectors != usual:
+        return spec
+    for cut in {*usual, *here}:
+        st.session_state[f"on-{cut.detector}"] = cut in here
+    return replace(spec, detectors=here)
 
 
 def _record(spec: Spec, study: Study) -> str:
@@ -240,10 +255,15 @@ def _record(spec: Spec, study: Study) -> str:
     )
 
 
-def _switch(slug: str, on: bool) -> bool:
-    card = registry.get("detector", slug).card
+def _switch(slug: str, study: Study, on: bool) -> bool:
+    """One that cannot run here says what it needs, and can be switched off only."""
+    card, missing, key = registry.get("detector", slug).card, study.lacking(slug), begin(f"on-{slug}", on)
     help = f"**{slug}** {card.summary} *Fails when:* {card.fails_when}"
-    return st.toggle(card.name, key=begin(f"on-{slug}", on), help=help)
+    if missing:
+        help = f"*Not here:* {plain(str(missing))}.  \n{help}"
+    if disabled := missing is not None and not st.session_state[key]:
+        st.session_state[key] = False  # set here, or else Streamlit undoes the click that switched it off
+    return st.toggle(card.name, key=key, help=help, disabled=disabled)
 
 
 def _cut(cut: Cut, found: Detection, study: Study) -> Cut:

@@ -12,6 +12,7 @@ import streamlit as st
 from .. import registry, training
 from ..base.errors import InputError
 from ..card import KINDS
+from ..data import CLEAN
 from ..figures import losses as figures
 from ..figures.palette import KIND_COLOURS, SIDES, class_colours
 from ..spec import Spec
@@ -206,6 +207,8 @@ def _form(spec: Spec, study: Study) -> None:
             "Mirror", key=begin("train-flip", True), help="May pictures be mirrored? Not digits or text."
         )
     st.caption(plain(cards[loss].summary))
+    noise = "" if study.truth is None else f" with {1 - (study.truth.kind == CLEAN).mean():.0%} noise"
+    st.caption(f"It learns from {plain(study.dataset.name)}{noise}; the sidebar chooses another draw or other data.")
     given = _parameters(loss)
     if st.button("Start training", key="train-start", type="primary", icon=":material/play_arrow:"):
         try:
