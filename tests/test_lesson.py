@@ -307,8 +307,9 @@ def test_a_trial_is_a_command_and_back():
 
 def test_progress_is_read_from_the_runs(tmp_path):
     assert core.progress(TRIAL, tmp_path) == ({}, None)
-    epochs = [{"epoch": e, "accuracy": 0.5 + e / 10, "seconds": 3.0} for e in range(3)]
-    about = {"trainer": "mixup", "dataset": "d", "dataset_digest": "x", "epochs": 4}
+    rest = {"loss": 1.0, "seconds": 3.0, "parts": {}, "detector": "", "note": ""}
+    epochs = [{"epoch": e, "accuracy": 0.5 + e / 10, **rest} for e in range(3)]
+    about = {"trainer": "mixup", "dataset": "d", "dataset_digest": "x", "epochs": 4, "n": 100}
     begin(run_folder(TRIAL.plan, ("mixup", 0.4, 0), tmp_path), about, epochs)
     curves, left = core.progress(TRIAL, tmp_path)
     assert curves == {"mixup": [0.5, 0.6, 0.7]}
