@@ -31,14 +31,6 @@ TIGHT = {"atol": 1e-10, "rtol": 1e-10}
 SURF, SEM = (torch.tensor([row], dtype=torch.float64) for row in ((0.9, 0.3, 0.3), (0.9, 0.8, 0.3)))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
 

@@ -14,14 +14,6 @@ TIGHT = {"atol": 1e-10, "rtol": 1e-10}
 OPEN = 40.0  # sigmoid(40) is 1 in float64 but for 4e-18
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Fixed(Hydra):
     """Every gate has the same logits."""
 

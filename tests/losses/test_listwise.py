@@ -18,14 +18,6 @@ TIGHT = {"atol": 1e-10, "rtol": 1e-10}
 MODES = sorted(DISTANCES)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 

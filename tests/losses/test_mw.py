@@ -16,14 +16,6 @@ TIGHT = {"atol": 1e-10, "rtol": 1e-10}
 SHEET = torch.tensor([[0.9, 0.2, 0.4], [0.5, 0.6, 0.1], [0.3, 0.7, 0.8]], dtype=torch.float64)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def batch_of(b=5, v=2, d=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(b, v, d, generator=generator, dtype=torch.float64)

@@ -19,14 +19,6 @@ from chaffinch.losses.sbcl import SBCL, _assign, _start, balanced_kmeans, class_
 TIGHT = {"atol": 1e-10, "rtol": 1e-10}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def on_circle(*degrees):
     """(B, V, 2) unit vectors from B rows of V angles."""
     angles = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))

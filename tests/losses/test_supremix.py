@@ -23,14 +23,6 @@ DOUBLE = partial(torch.tensor, dtype=torch.float64)
 ALL = 10_000  # pairs: more than any of these batches has
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def run(loss, z, target, seed=0):
     target = torch.as_tensor(target, dtype=torch.float64)
     return loss.double()(Batch(z=z, rng=torch.Generator().manual_seed(seed), aux={"target": target}))

@@ -18,14 +18,6 @@ ORDERS = {"id": torch.tensor([0, 1]), "swap": torch.tensor([1, 0])}
 NONE = torch.zeros(2, 2, dtype=torch.bool)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -43,7 +44,7 @@ def misfit(value: Any, kind: Any, name: str = "") -> str:
 
 
 def _misfit_fields(value: Mapping[str, Any], kind: Any, name: str) -> str:
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     if is_typeddict(kind):
         needed = {key for key, hint in hints.items() if kind.__total__ and get_origin(hint) is not NotRequired}
     else:
@@ -53,6 +54,11 @@ def _misfit_fields(value: Mapping[str, Any], kind: Any, name: str) -> str:
     if missing := [key for key in hints if key in needed and key not in value]:
         return f"{_of(name, missing[0])} is missing"
     return _first(misfit(value[key], hints[key], _of(name, key)) for key in hints if key in value)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def _first(texts: Iterable[str]) -> str:
