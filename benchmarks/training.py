@@ -1,10 +1,15 @@
 """How fast encoders are trained, beside the bare forward and backward passes of the same network.
 
 python benchmarks/training.py [--json] [--loss simclr ...] [--batch 512] [--steps 8]
+python benchmarks/training.py --cards assets/encoders [--loss simclr ...] [--json]
 
 A step of ours reads pictures, augments them, runs network and loss, updates weights and keeps the record; the bare step
 runs the same network forward and backward on views that are there already. Both take turns in one process. Where
-lightly and torchvision are installed, its SimCLR pipeline (transforms, loader, network, loss) runs the same network.
+lightly and torchvision are installed, its SimCLR pipeline (transforms, loader, loss) trains the same architecture.
+
+With --cards, the recipe of every model card in a folder is followed for three epochs, one recipe after the other, and
+the median epoch is written into the card: for encoders that were trained on a busy machine, the figure to be compared.
+Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +19,9 @@ import json
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,16 +29,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from chaffinch.base.files import write_json
 from chaffinch.base.methods import find_method
 from chaffinch.base.threads import cores
 from chaffinch.data import NoisyDataset, open_dataset
+from chaffinch.encoders.augment import Augment
 from chaffinch.encoders.device import keep_freed_memory, pick_device, pick_precision
+from chaffinch.encoders.model_card import load_card
 from chaffinch.encoders.network import build, to_tensor
 from chaffinch.encoders.train import Recipe, train_encoder
 
 Row = dict[str, Any]
 BARE = "bare forward and backward"
-NO_PEER = "lightly or torchvision is not installed, so its rows stay out"
+NO_PEER = "lightly's row stays out: pip install lightly, and the torchvision that belongs to the torch that is here"
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -64,7 +74,7 @@ def bare(recipe: Recipe, views: int, images: torch.Tensor, device: str) -> Calla
 
 
 def lightly_steps(recipe: Recipe, dataset: NoisyDataset, device: str) -> Iterator[None]:
-    """SimCLR as lightly's examples write it: PIL transforms in a loader, then network and NT-Xent."""
+    """SimCLR as lightly's examples write it: PIL transforms in a loader, then network (float32, RGB) and NT-Xent."""
     from lightly.data import LightlyDataset
     from lightly.loss import NTXentLoss
     from lightly.transforms import SimCLRTransform
@@ -123,6 +133,24 @@ def measure(slugs: list[str], batch: int, steps: int) -> Iterator[Row]:
         yield row(f"training step, simclr, 2 x {batch} pictures", ours, "lightly", theirs)
 
 
+def time_cards(folder: Path, slugs: list[str]) -> Iterator[Row]:
+    """Write into model cards how long an epoch of their recipe takes; one row an encoder that was trained here."""
+    for path in sorted(folder.glob("*.json")):
+        card = load_card(path)
+        if not card.epochs or card.loss not in (slugs or [card.loss]):
+            continue
+        recipe = Recipe(
+            card.loss, card.loss_parameters, 3, card.batch, card.learning_rate, card.weight_decay, card.seed,
+            architecture=card.architecture, augment=Augment.of(card.augment),
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as scratch:
+            deque(train_encoder(open_dataset(card.dataset), recipe, Path(scratch), "timed"), maxlen=0)
+            timed = load_card(Path(scratch) / "timed.json")
+        took: Row = {"seconds_per_epoch": timed.seconds_per_epoch, "timed_on": f"{timed.device}, {timed.precision}"}
+        write_json(path, asdict(replace(card, **took)))
+        yield {"encoder": card.name, **took}
+
+
 def row(what: str, ours_s: float, peer: str, peer_s: float) -> Row:
     """One row of the table; ratio: how many times as long the peer takes."""
     return {
@@ -134,14 +162,21 @@ def main() -> None:
     """Print the rows as a table, or as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--loss", nargs="+", default=["simclr", "supcon", "ce"], help="which losses")
+    parser.add_argument("--loss", nargs="+", help="which losses (default: simclr, supcon and ce; with --cards, all)")
+    parser.add_argument("--cards", metavar="FOLDER", type=Path, help="write the seconds of an epoch into model cards")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--steps", type=int, default=8, help="of each; the median counts")
     options = parser.parse_args()
     rows = []
-    for found in measure(options.loss, options.batch, options.steps):
+    if options.cards:
+        work = time_cards(options.cards, options.loss)
+    else:
+        work = measure(options.loss or ["simclr", "supcon", "ce"], options.batch, options.steps)
+    for found in work:
         rows.append(found)
-        if not options.json:
+        if not options.json and "encoder" in found:
+            print("{encoder:20s} {seconds_per_epoch:7.2f} s an epoch ({timed_on})".format(**found))
+        elif not options.json:
             more = ""
             if "overhead" in found:
                 more = f", overhead {found['overhead']:+.1%}, {found['pictures_per_s']:.0f} pictures/s"

@@ -22,6 +22,7 @@ with shell.explained():
         st.subheader("These pictures have to be embedded first")
         st.caption("This happens once for a draw and an encoder; the result is kept.")
         jobs.prepare(study, spec)
+        training.section(spec, study)
         st.stop()
     spec = pickers.detectors(spec, study)
     focus = study.position(spec.sample)
@@ -42,7 +43,8 @@ with shell.explained():
     if right is not None and right in both:
         picked = losses.differences(spec, left, right, within=within, focus=focus)
         clicked = picked if clicked is None else clicked
-    losses.pulled(left, right)
+    picked = losses.pulled(left, right, focus)
+    clicked = picked if clicked is None else clicked
     losses.formulas(left, right)
     if clicked is not None:
         spec = replace(spec, sample=study.name_of(clicked))

@@ -16,6 +16,7 @@ from scenes import CHANGES, planted, put
 from chaffinch import __version__, registry
 from chaffinch.base.files import asset
 from chaffinch.cli import Meter, clock, main
+from chaffinch.encoders.model_card import load_card
 from chaffinch.exports import read_table
 from chaffinch.spec import Spec
 
@@ -841,6 +842,24 @@ class TestCompareEncoders:
         assert {name: row["encoders"] for name, row in found["encoders"].items()} == {"tiny-s0": ["tiny-s0", "tiny-s1"]}
         shipped = sorted(p.name.partition("-")[0] for p in tmp_path.glob("*-*"))
         assert shipped == ["encoder", "encoder", "map", "verdict"]
+
+    def test_shipped_beside_the_encoders_their_cards_carry_the_figures(
+        self, run, document, pictures_file, save_encoder, workspace, tmp_path
+    ):
+        path = save_encoder(seconds_per_epoch=1.5).with_suffix(".json")
+        dataset = f"arrays:{pictures_file}"
+        run("compare-encoders", dataset, "--encoder", "tiny", "--ship", tmp_path / "results")
+        assert json.loads(path.read_text())["metrics"] == {}, "that folder is not beside the encoders"
+        found = document("compare-encoders", dataset, "--encoder", "tiny", "--ship", workspace.root / "results")
+        row = found["encoders"]["tiny"]
+        card = load_card(path)
+        assert card.metrics.pop("command") == f"chaffinch compare-encoders {dataset} --encoder tiny --seed 0 --json"
+        for slug, figures in card.metrics.pop("detectors").items():
+            assert figures == pytest.approx(row["detectors"][slug], abs=5e-5)
+        assert card.metrics.pop("called") == row["called"]
+        assert card.metrics == pytest.approx({key: row[key] for key in card.metrics}, abs=5e-5)
+        assert {"verdict_macro_f1", "alignment"} <= set(card.metrics)
+        assert card.seconds_per_epoch == row["seconds_per_epoch"] == 1.5
 
     def test_unknown(self, run, pictures_file):
         code, out, err = run("compare-encoders", f"arrays:{pictures_file}", "--encoder", "nobody")

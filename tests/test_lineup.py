@@ -1,7 +1,7 @@
 """Encoders side by side: figures with known answers, and what is stored of them."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +9,8 @@ import pytest
 
 from chaffinch import lineup
 from chaffinch.cli import main
+from chaffinch.data import Split
+from chaffinch.encoders.model_card import ModelCard
 from chaffinch.lineup import FIGURES, Figure, better, figures_key, heights, measure, only, over_seeds, reading, table
 from chaffinch.study import Study
 
@@ -96,6 +98,44 @@ def test_encoders_that_differ_in_the_seed_become_one():
     assert found["b"]["sd"]["uniformity"] == pytest.approx(np.std([1, 3], ddof=1))
     assert found["c"]["seeds"] == 1
     assert [row["encoders"] for row in found.values()] == [["b", "a"], ["c"]]
+
+
+def test_encoders_of_one_recipe_and_one_seed_are_no_further_seed():
+    """Somebody trains again what is shipped: his encoder has a row of its own."""
+    card = dict.fromkeys(lineup.SAME, 1)
+    cards = {name: card | {"seed": seed} for name, seed in {"a": 0, "a-s1": 1, "mine": 0, "mine-s1": 1}.items()}
+    rows = {name: {"uniformity": float(i)} for i, name in enumerate(cards)}
+    found = over_seeds(rows, cards)
+    assert {name: row["encoders"] for name, row in found.items()} == {"a": ["a", "a-s1"], "mine": ["mine", "mine-s1"]}
+    assert [row["uniformity"] for row in found.values()] == [0.5, 2.5]
+
+
+@pytest.mark.parametrize("key", ["augment", "sizes", "weight_decay", "loss_parameters"])
+def test_encoders_of_another_recipe_are_not_averaged(key):
+    card = asdict(ModelCard("a", "n", 1, 8, "ce", "d", 0, 1, 2, 0.1, "float32", "CPU", 1.0))
+    cards = {"a": card, "b": card | {"seed": 1}, "c": card | {"seed": 1, key: {"flip": 0.0}}}
+    found = over_seeds({name: {"uniformity": 0.0} for name in cards}, cards)
+    assert [row["encoders"] for row in found.values()] == [["a", "b"], ["c"]]
+
+
+def test_the_seconds_of_an_epoch_are_those_of_the_card(few, tmp_path, pictures, save_encoder, workspace):
+    name = pictures_file(tmp_path, pictures)
+    save_encoder("timed", epochs=2, seconds=99.0, seconds_per_epoch=2.5)
+    save_encoder("old", epochs=2, seconds=99.0, seed=1)
+    assert measure(Study(name, "timed", workspace=workspace))["seconds_per_epoch"] == 2.5
+    assert "seconds_per_epoch" not in measure(Study(name, "old", workspace=workspace))
+
+
+def test_accuracy_is_measured_on_the_test_split(few, pictures, save_encoder, workspace):
+    save_encoder("tiny")
+    o, found = pictures.observed, []
+    for labels in (o.labels, 1 - o.labels):  # the very pictures, under their own and under the other label
+        test = Split(images=o.images[:40], labels=labels[:40])
+        found.append(measure(Study(replace(pictures, test=test), "tiny", workspace=workspace)))
+    for key in ("knn_accuracy", "linear_accuracy"):
+        assert found[0][key] + found[1][key] == pytest.approx(1)
+        assert found[0][key] > 0.5
+    assert "knn_accuracy" not in measure(Study(pictures, "tiny", workspace=workspace))
 
 
 @pytest.fixture

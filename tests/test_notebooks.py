@@ -22,6 +22,19 @@ def test_notebook_runs(path: Path):
     assert not any(out.output_type == "error" for out in outputs)
 
 
+def test_every_loss_has_a_picture_of_its_own():
+    """In the notebook of the losses the section of each ends in one figure."""
+    notebook = nbformat.read(next(path for path in NOTEBOOKS if path.stem == "03_losses"), as_version=4)
+    section, drawn = "", dict.fromkeys(registry.methods("loss"), 0)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            titles = [line for line in cell.source.splitlines() if line.startswith("#")]
+            section = titles[-1].strip("# `") if titles else section
+        elif section in drawn:
+            drawn[section] += cell.source.splitlines()[-1].startswith(("laid_out(", "by_belief("))
+    assert set(drawn.values()) == {1}, drawn
+
+
 def test_there_are_notebooks_and_they_carry_no_output():
     assert NOTEBOOKS
     for path in NOTEBOOKS:

@@ -13,7 +13,9 @@ from chaffinch.training import Plan
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan("fashion-web:n=500", "ce-2", "ce", {"smoothing": 0.1}, 3, 64, 7, "preact-resnet-32-64-128", False, 48),
+        Plan(
+            "fashion-web:n=500", "ce-2", "ce", {"smoothing": 0.1}, 3, 64, 7, "preact-resnet-32-64-128", False, 48, 1e-4
+        ),
         Plan("arrays:/a b/c=d.npz", "sce", "sce", {"alpha": 0.1, "beta": 1.0, "A": -9.21}),
         Plan("fashion-web", "simclr-2", "simclr"),
     ],
@@ -21,13 +23,14 @@ from chaffinch.training import Plan
 def test_a_command_says_all_of_a_plan(plan):
     back = Plan.of(list(plan.command()))
     assert back.command() == plan.command()
-    assert (back.dataset, back.name, back.loss, back.epochs, back.flip, back.side) == (
-        plan.dataset, plan.name, plan.loss, plan.epochs, plan.flip, plan.side,
+    assert (back.dataset, back.name, back.loss, back.epochs, back.flip, back.side, back.learning_rate) == (
+        plan.dataset, plan.name, plan.loss, plan.epochs, plan.flip, plan.side, plan.learning_rate,
     )  # fmt: skip
     args = _parser().parse_args([*plan.command(), "--job", "j"])
     assert (args.dataset, args.name, args.loss, args.seed) == (plan.dataset, plan.name, plan.loss, plan.seed)
     assert (args.epochs, args.batch, args.architecture) == (plan.epochs, plan.batch, plan.architecture)
     assert args.no_flip is not plan.flip
+    assert args.learning_rate == plan.learning_rate
     assert args.set == [f"{name}={value}" for name, value in plan.parameters.items()]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from chaffinch import views
+from chaffinch.base.record import Record
 from chaffinch.card import KINDS
 from chaffinch.data import NoisyDataset
 from chaffinch.figures import palette
@@ -214,6 +215,15 @@ class TestColouring:
         assert c.colours == self.colours(study, detections, "kind").colours, "a kind has one colour everywhere"
         assert colouring(study, detections, votes, "verdict", None).title == "Given label"
 
+    def test_pull(self, pictures, save_encoder, workspace):
+        study = followed(pictures, save_encoder, workspace)
+        c = colouring(study, [], vote(60, [], []), "pull")
+        np.testing.assert_array_equal(c.values, study.pull_ranks)
+        assert (c.names, c.colours) == ((), palette.SUSPICION)
+        save_encoder("bare", seed=1)
+        bare = Study(pictures, "bare", workspace=workspace)
+        assert colouring(bare, [], vote(60, [], []), "pull").title == "Given label"
+
     def test_kind_without_truth_is_given(self, blind, detections):
         assert self.colours(blind, detections, "kind").names == ("ant", "bee", "cat")
 
@@ -236,7 +246,30 @@ class TestColouring:
         assert self.colours(study, detections, "small-loss").names == ("ant", "bee", "cat")
 
 
+def followed(pictures, save_encoder, workspace, digest=""):
+    """A study of an encoder whose training followed all pictures but the first: the later one pulled harder."""
+    path = save_encoder("followed", dataset_digest=digest or pictures.digest)
+    pulls = np.arange(59, dtype=np.float16)[None]
+    record = Record(np.arange(1, 60), np.array([3]), pulls, pulls, np.empty((1, 59, 0), np.float16))
+    record.save(path.with_name("followed.record.safetensors"))
+    return Study(pictures, "followed", workspace=workspace)
+
+
 class TestInspect:
+    def test_pull(self, pictures, save_encoder, workspace):
+        study, votes = followed(pictures, save_encoder, workspace), vote(60, [], [])
+        assert [inspect(study, i, [], votes).pull for i in (0, 1, 30, 59)] == [None, 0, 0.5, 1]
+
+    def test_the_pull_is_of_a_training_on_these_pictures(self, pictures, save_encoder, workspace):
+        study = followed(pictures, save_encoder, workspace, digest="of others")
+        assert study.pull_ranks is None
+        assert inspect(study, 30, [], vote(60, [], [])).pull is None
+
+    def test_a_damaged_record_says_nothing(self, pictures, save_encoder, workspace):
+        study = followed(pictures, save_encoder, workspace)
+        (workspace.root / "encoders" / "followed.record.safetensors").write_bytes(b"x")
+        assert study.pull_ranks is None
+
     def test_contents(self, study, detections):
         votes = vote(180, detections, [Cut("lsa", budget=0.3)])
         for position in (0, 57, 179):

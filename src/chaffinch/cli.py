@@ -468,9 +468,10 @@ def _tell(workspace: Workspace, job: str, what: str, p: Any) -> None:
 
 
 def _compare_encoders(args: argparse.Namespace) -> int:
+    from .base.files import write_json
     from .data import open_dataset
-    from .lineup import FIGURES, figures_key, line_up
-    from .study import Study
+    from .lineup import FIGURES, figures_key, line_up, measure
+    from .study import Study, find_encoder
     from .workspace import Workspace
 
     workspace = Workspace(args.workspace)
@@ -493,6 +494,14 @@ def _compare_encoders(args: argparse.Namespace) -> int:
             for step, key in keys.items():
                 if found := workspace.find(step, key):
                     workspace.store(step, key, found, folder=Path(args.ship))
+            path, card = find_encoder(workspace, name.partition(":")[0])
+            if path.stem == name and path.parent.resolve() == (Path(args.ship).parent / "encoders").resolve():
+                command = f"chaffinch compare-encoders {args.dataset} --encoder {name} --seed {args.seed} --json"
+                figures = {
+                    key: value for key, value in measure(study).items() if key not in ("skipped", "seconds_per_epoch")
+                }
+                short = json.loads(json.dumps(figures), parse_float=lambda number: round(float(number), 4))
+                write_json(path.with_suffix(".json"), card | {"metrics": {"command": command, **short}})
     if args.json:
         print(json.dumps({"encoders": rows, "skipped": failed}, indent=2))
         return 0
@@ -882,7 +891,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help="one JSON document on standard output")
     compare.add_argument(
         "--ship", metavar="DIR",
-        help="also write figures, map and verdict of each into this folder; of further seeds the figures only",
+        help="also write figures, map and verdict of each into this folder; of further seeds the figures only. The "
+        "figures go into the model cards too, if these lie in a folder 'encoders' beside it",
     )  # fmt: skip
     compare.add_argument("--job", help=argparse.SUPPRESS)
     compare.set_defaults(run=_compare_encoders)

@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from . import registry
 from .base.errors import InputError
 from .base.files import digest
-from .base.linear import linear_probe
-from .base.neighbors import nearest_in
 from .card import KINDS
 from .data import OOD, NoisyDataset
-from .metrics.detection import auroc
 from .metrics.geometry import alignment, effective_rank, isotropy, uniformity
+from .metrics.probing import knn_accuracy, linear_accuracy, linear_separability
 from .spec import Cut
 from .study import OWN_FEATURES, Study, default_encoder, embeddings, encoder_cards, run_detectors
 from .workspace import Workspace, pack, unpack
@@ -33,7 +31,10 @@ VIEWS = 2_000
 NEIGHBOURS = 30
 """Votes of the k-nearest-neighbour classifier."""
 
-SAME = ("loss", "loss_parameters", "architecture", "dataset_digest", "epochs", "batch", "learning_rate")
+SAME = (
+    "loss", "loss_parameters", "architecture", "channels", "sizes", "dataset_digest", "epochs", "batch",
+    "learning_rate", "weight_decay", "augment", "about",
+)  # fmt: skip
 """Encoders whose cards agree in these and differ in the seed are one encoder, trained several times."""
 
 
@@ -41,31 +42,38 @@ SAME = ("loss", "loss_parameters", "architecture", "dataset_digest", "epochs", "
 class Figure:
     """One figure of an encoder: its JSON key, a short name, what it says, and whether more of it is better.
 
-    ``better`` is +1, -1, or 0 where neither is.
+    ``better`` is +1, -1, or 0 where neither is; ``source`` is the paper that measures by it.
     """
 
     key: str
     name: str
     help: str
     better: int
+    source: str = ""
 
+
+AUROC = "AUROC: Fawcett, Pattern Recognition Letters 2006"
 
 FIGURES = (
     Figure("auroc_ood_linear", "OOD, best line", "AUROC of out-of-distribution samples against the rest by the best "
-           "linear separation that was taught the true kinds, out of fold: how well any straight cut could do.", 1),
-    Figure("verdict_macro_f1", "Verdict F1", "Macro-F1 of the verdict's three kinds on these features.", 1),
+           "linear separation that was taught the true kinds, out of fold: how well any straight cut could do.", 1,
+           "Albert et al., ECCV 2024, arXiv 2407.05528"),
+    Figure("verdict_macro_f1", "Verdict F1", "Macro-F1 of the verdict's three kinds on these features.", 1,
+           "mean of the classes' F1: Opitz, Burst 2019, arXiv 1911.03347"),
     Figure("knn_accuracy", "kNN accuracy", f"Share of clean test pictures whose {NEIGHBOURS} nearest training "
-           "pictures, under their given labels, vote for the right class.", 1),
+           "pictures, under their given labels, vote for the right class, each with its similarity.", 1,
+           "after Wu, Xiong, Yu, Lin, CVPR 2018, arXiv 1805.01978"),
     Figure("linear_accuracy", "Linear accuracy", "Share of clean test pictures that a linear probe trained on the "
-           "given labels gets right.", 1),
+           "given labels gets right.", 1, "Alain, Bengio 2016, arXiv 1610.01644"),
     Figure("alignment", "Alignment", "Mean squared distance between two augmented views of a picture on the unit "
-           "sphere; low = the same picture stays in its place.", -1),
+           "sphere; low = the same picture stays in its place.", -1, "Wang, Isola, ICML 2020, arXiv 2005.10242"),
     Figure("uniformity", "Uniformity", "log mean exp(-2 d²) over pairs of pictures on the unit sphere; low = spread "
-           "evenly.", -1),
-    Figure("effective_rank", "Effective rank", "How many dimensions carry the features.", 0),
-    Figure("isotropy", "Isotropy", "1 = no direction stands out.", 0),
-    Figure("seconds_per_epoch", "Seconds an epoch", "Of training, on the device that the model card names; compare "
-           "only where that was the same and did nothing else.", 0),
+           "evenly.", -1, "Wang, Isola, ICML 2020, arXiv 2005.10242"),
+    Figure("effective_rank", "Effective rank", "How many dimensions carry the features.", 0,
+           "Roy, Vetterli, EUSIPCO 2007"),
+    Figure("isotropy", "Isotropy", "1 = no direction stands out.", 0, "Mu, Viswanath, ICLR 2018, arXiv 1702.01417"),
+    Figure("seconds_per_epoch", "Seconds an epoch", "Median of its training. Of the shipped encoders: of a short "
+           "training on an idle machine, which their model cards name (timed_on), so that they can be compared.", -1),
 )  # fmt: skip
 """What an encoder is measured by."""
 
@@ -80,7 +88,7 @@ def with_detectors(slugs: Iterable[str]) -> tuple[Figure, ...]:
         card = registry.get("detector", slug).card
         words, key = FOUND[sought(slug)], f"detectors.{slug}.auroc_{sought(slug)}"
         help = f"AUROC of the detector {card.name} on these features ({words}): 0.5 is guessing, 1 is perfect."
-        more.append(Figure(key, f"{card.name} AUC", help, 1))
+        more.append(Figure(key, f"{card.name} AUC", help, 1, AUROC))
     return (*FIGURES, *more)
 
 
@@ -162,7 +170,8 @@ def measure(study: Study, report: Report | None = None) -> Row:
 
 def figures_key(study: Study) -> str:
     """The key under which the figures of an encoder are stored: it changes with every detector's version."""
-    return digest(study.key, study.seed, study.detection_keys(), study.verdict_key(), [f.key for f in FIGURES])
+    parts = study.key, study.test_key, study.seed, study.detection_keys(), study.verdict_key(), [f.key for f in FIGURES]
+    return digest(*parts)
 
 
 def known(study: Study) -> bool:
@@ -197,18 +206,12 @@ def _measure(study: Study, report: Report) -> Row:
         raise InputError(f"{study.dataset.name} has neither pictures nor features")
     row: Row = {}
     observed, truth = study.observed, study.truth
-    if truth is not None and 0 < (foreign := truth.kind == OOD).sum() < len(foreign):
-        out_of_fold = linear_probe(X, foreign.astype(np.int64), 2, seed=study.seed).pred_probs[:, 1]
-        row["auroc_ood_linear"] = auroc(out_of_fold, foreign)
+    if truth is not None:
+        row["auroc_ood_linear"] = linear_separability(X, truth.kind == OOD, study.seed)
     report("test pictures", 0.2)
     if (test := study.test_features()) is not None:
-        features, labels = test
-        near = nearest_in(X, features, NEIGHBOURS)
-        votes = np.zeros((len(labels), len(observed.classes)))
-        np.add.at(votes, (np.arange(len(labels))[:, None], observed.labels[near.indices]), near.similarity)
-        W, b = study.evidence.head
-        row["knn_accuracy"] = float((votes.argmax(axis=1) == labels).mean())
-        row["linear_accuracy"] = float(((features @ W.T + b).argmax(axis=1) == labels).mean())
+        row["knn_accuracy"] = knn_accuracy(X, observed.labels, *test, NEIGHBOURS)
+        row["linear_accuracy"] = linear_accuracy(*study.evidence.head, *test)
     report("geometry", 0.35)
     if (views := study.two_views(VIEWS)) is not None:
         row["alignment"] = alignment(*views)
@@ -223,10 +226,8 @@ def _measure(study: Study, report: Report) -> Row:
     verdict = study.verdict(report=_within(report, 0.9, 1.0))
     row["called"] = dict(zip(KINDS, np.bincount(verdict.kinds, minlength=len(KINDS)).tolist(), strict=True))
     row["verdict_macro_f1"] = study.judged(verdict).get("macro_f1")
-    if study.encoder != OWN_FEATURES:
-        card = study.card()
-        if card["epochs"]:
-            row["seconds_per_epoch"] = card["seconds"] / card["epochs"]
+    if study.encoder != OWN_FEATURES and (seconds := study.card()["seconds_per_epoch"]):
+        row["seconds_per_epoch"] = seconds
     return {key: value for key, value in row.items() if value is not None}
 
 
@@ -297,16 +298,19 @@ def line_up(
 
 def over_seeds(rows: Mapping[str, Row], cards: Mapping[str, Row]) -> dict[str, Row]:
     """Rows of encoders that differ in the seed only, as one row each; ``encoders`` names those it is the mean of."""
-    groups: dict[str, list[str]] = {}
+    groups: list[tuple[str, dict[int, str]]] = []  # what they have in common; seed -> name
     for name in rows:
         base, _, layer = name.partition(":")
         card = cards.get(base, {})
-        groups.setdefault(digest(layer, *(card.get(key, base) for key in SAME)), []).append(name)
-    out = {}
-    for group in groups.values():
-        group.sort(key=lambda name: int(cards.get(name.partition(":")[0], {}).get("seed", 0)))
-        out[group[0]] = _mean([rows[name] for name in group]) | {"encoders": group}
-    return out
+        common, seed = digest(layer, *(card.get(key, base) for key in SAME)), int(card.get("seed", 0))
+        # a seed that the group has already is a training repeated, not one more of it
+        group = next((seeds for key, seeds in groups if key == common and seed not in seeds), None)
+        if group is None:
+            groups.append((common, {seed: name}))
+        else:
+            group[seed] = name
+    ordered = [[seeds[seed] for seed in sorted(seeds)] for _, seeds in groups]
+    return {group[0]: _mean([rows[name] for name in group]) | {"encoders": group} for group in ordered}
 
 
 def _mean(rows: list[Row]) -> Row:

@@ -31,6 +31,7 @@ class Pulls:
         known: are the kinds the true ones? Otherwise they are the verdict's.
         counts: kind -> how many samples were followed; kinds that do not occur are missing.
         spread: kind -> (R, 5) quantiles `SHARES` of how hard its samples pull.
+        losses: kind -> (R,) mean loss of its samples.
         given: (R, 3) quartiles over the mislabelled samples of the cosine between where the loss moves a sample and
             the way to the class it is filed under; None if that was not kept, or nobody is mislabelled.
         other: likewise, the way to its true class, or to the one the verdict gives it.
@@ -40,6 +41,7 @@ class Pulls:
     known: bool
     counts: dict[str, int]
     spread: dict[str, Array]
+    losses: dict[str, Array]
     given: Array | None
     other: Array | None
 
@@ -73,6 +75,7 @@ def read(record: Record, labels: NDArray[np.int64], kind: NDArray[Any], own: NDA
     pulls = record.pulls.astype(np.float64)  # NaN where an epoch left a sample out
     counts = {name: int((kind == code).sum()) for code, name in enumerate(KINDS)}
     spread = {name: _quantiles(pulls[:, kind == code], SHARES) for code, name in enumerate(KINDS) if counts[name]}
+    losses = {name: _means(record.losses[:, kind == code]) for code, name in enumerate(KINDS) if counts[name]}
     wrong = np.flatnonzero((kind == MISLABELLED) & (own >= 0) & (own != labels))
     given = other = None
     if record.towards.shape[2] and len(wrong):
@@ -80,7 +83,14 @@ def read(record: Record, labels: NDArray[np.int64], kind: NDArray[Any], own: NDA
         cosines[np.isnan(pulls[:, wrong])] = np.nan
         at = np.arange(len(wrong))
         given, other = (_quantiles(cosines[:, at, to[wrong]], (0.25, 0.5, 0.75)) for to in (labels, own))
-    return Pulls(record.epochs, known, {k: v for k, v in counts.items() if v}, spread, given, other)
+    return Pulls(record.epochs, known, {k: v for k, v in counts.items() if v}, spread, losses, given, other)
+
+
+def _means(values: NDArray[np.float16]) -> Array:
+    """Means (R,) of each row, NaN left out; NaN where a row has nothing else."""
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0).sum(axis=1, dtype=np.float64)
+    return np.divide(total, there.sum(axis=1), out=np.full(len(values), np.nan), where=there.any(axis=1))
 
 
 def _quantiles(values: Array, shares: tuple[float, ...]) -> Array:

@@ -98,7 +98,7 @@ class Spec:
         map: ``umap`` or ``pca``.
         detectors: which are on, and their cuts.
         votes: how many of them must flag a sample for it to count as flagged.
-        colour: what colours the map: ``given``, ``votes``, ``kind`` or a detector's slug.
+        colour: what colours the map: ``given``, ``votes``, ``verdict``, ``kind``, ``pull`` or a detector's slug.
         show: what the gallery lists: ``suspicious``, ``flagged`` or ``random``.
         label: only this class in the gallery, or empty.
         only: ``flagged`` greys out all other points of the map; empty = none.

@@ -455,6 +455,24 @@ class Study:
         path = path.with_name(f"{path.stem}.record.safetensors")
         return load_record(path) if path.exists() else None
 
+    @cached_property
+    def pull_ranks(self) -> NDArray[np.float64] | None:
+        """How hard each sample pulled at the end of the encoder's training, if that was on this dataset.
+
+        (N,) share of the samples that pulled less, 0 to 1; NaN for those that were not followed. None where there is no
+        readable record of such a training.
+        """
+        try:
+            record = self.record()
+        except InputError:
+            return None
+        if record is None or not len(record.epochs) or self.card().get("dataset_digest") != self.dataset.digest:
+            return None
+        last = record.last_pulls
+        rows, found = record.rows[~np.isnan(last)], np.full(len(self), np.nan)
+        found[rows] = ranks(last[~np.isnan(last)])
+        return found
+
     def test_rows(self) -> NDArray[np.int64]:
         """Positions of the test samples that are not set aside as trusted; none where there is no test split."""
         test = self.dataset.test

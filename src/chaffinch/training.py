@@ -25,7 +25,7 @@ class Plan:
         name: of the encoder.
         loss: slug, and its parameters.
         parameters: of the loss, all of them.
-        epochs, batch, seed, architecture: of the recipe.
+        epochs, batch, seed, architecture, learning_rate: of the recipe.
         flip: may pictures be mirrored?
         side: pixels a side at which larger pictures are seen.
     """
@@ -40,12 +40,14 @@ class Plan:
     architecture: str = "preact-resnet-8-16-32"
     flip: bool = True
     side: int = 64
+    learning_rate: float = 3e-3
 
     def command(self) -> tuple[str, ...]:
         """Arguments of ``chaffinch`` that start it, or go on with it."""
         values = {
             "loss": self.loss, "epochs": self.epochs, "batch": self.batch, "seed": self.seed,
-            "architecture": self.architecture, "side": self.side, "name": self.name,
+            "architecture": self.architecture, "side": self.side, "learning-rate": self.learning_rate,
+            "name": self.name,
         }  # fmt: skip
         words = ["train-encoder", self.dataset]
         for option, value in values.items():
@@ -63,9 +65,10 @@ class Plan:
             if option == "--set":
                 values["parameters"].update([value.split("=", 1)])
             else:
-                values[option.removeprefix("--")] = value
-        for name in ("epochs", "batch", "seed", "side"):
-            values[name] = int(values.get(name, getattr(cls, name)))
+                values[option.removeprefix("--").replace("-", "_")] = value
+        for name in ("epochs", "batch", "seed", "side", "learning_rate"):
+            usual = getattr(cls, name)
+            values[name] = type(usual)(values.get(name, usual))
         return cls(**values)
 
 

@@ -116,7 +116,10 @@ class Colouring:
 def colouring(
     study: Study, detections: Sequence[Detection], votes: Votes, by: str, verdict: Verdict | None = None
 ) -> Colouring:
-    """Colours by ``given`` label, ``votes``, ``verdict`` or true ``kind`` (where known), or a detector's rank."""
+    """Colours by ``given`` label, ``votes``, ``verdict``, true ``kind``, ``pull`` in training, or a detector's rank.
+
+    What is not known falls back to the given label.
+    """
     by_slug = {found.slug: found for found in detections}
     kinds = tuple(palette.KIND_COLOURS[kind] for kind in KINDS)
     if by == "kind" and study.truth is not None:
@@ -130,6 +133,8 @@ def colouring(
         return Colouring(votes.count.astype(float), names, colours, "Detectors that flag")
     if by in by_slug:
         return Colouring(by_slug[by].ranks, (), palette.SUSPICION, f"Suspicion rank: {by}")
+    if by == "pull" and (pulled := study.pull_ranks) is not None:
+        return Colouring(pulled, (), palette.SUSPICION, "Rank of the pull in training")
     classes = study.observed.classes
     return Colouring(study.observed.labels.astype(float), classes, palette.class_colours(len(classes)), "Given label")
 
@@ -167,6 +172,7 @@ class Inspection:
         neighbours: positions of the nearest samples, nearest first, with their labels and similarities.
         chances: P(clean), P(mislabelled), P(OOD) by the verdict, or empty.
         probable: the label it probably should have, and how sure that is if it has one at all; None without a verdict.
+        pull: share of samples that pulled less at the end of the encoder's training; None where that is not known.
     """
 
     position: int
@@ -178,6 +184,7 @@ class Inspection:
     neighbours: tuple[tuple[int, str, float], ...]
     chances: tuple[float, ...] = ()
     probable: tuple[str, float] | None = None
+    pull: float | None = None
 
 
 _NO_LABEL = {OOD: "none (out-of-distribution)"}
@@ -216,7 +223,9 @@ def inspect(
         true = classes[label] if label >= 0 else _NO_LABEL.get(int(truth.kind[position]), "not known")
     kind = None if truth is None else KINDS[truth.kind[position]]
     given = classes[observed.labels[position]]
-    seen = Inspection(position, str(observed.ids[position]), given, true, kind, readings, near)
+    pulled = study.pull_ranks
+    pull = None if pulled is None or np.isnan(pulled[position]) else float(pulled[position])
+    seen = Inspection(position, str(observed.ids[position]), given, true, kind, readings, near, pull=pull)
     if verdict is None:
         return seen
     probable = classes[verdict.labels[position]], float(verdict.sureness[position])

@@ -24,6 +24,12 @@ def test_round_trip_keeps_cosines_to_a_step(tmp_path):
     assert path.stat().st_size < 24 + 4 * 12 + 3 * 8 + 600  # a byte a cosine
 
 
+def test_the_last_pull_is_the_last_that_was_noted():
+    pulls = np.array([[1, 2, np.nan], [3, np.nan, np.nan]], np.float16)
+    record = Record(np.arange(3), np.array([1, 2]), pulls, pulls, np.empty((2, 3, 0), np.float16))
+    np.testing.assert_array_equal(record.last_pulls, [3, 2, np.nan])
+
+
 def test_no_classes_and_numbers_outside(tmp_path):
     path = tmp_path / "a.record.safetensors"
     make(np.empty((2, 3, 0), np.float16)).save(path)

@@ -46,13 +46,21 @@ for slug in sys.argv[1].split(","):
     rows = torch.arange(16)
     order = torch.cat([rows[0::2], rows[1::2]])  # as two processes gather them
     rows = rows if fabric.world_size > 1 else order
-    total, per_sample, _ = module(*data.step(rows, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2))
+    x, y, index, aux = data.step(rows, torch.Generator().manual_seed(1))
+    total, per_sample, _ = module(x, y, index, aux, torch.Generator().manual_seed(2))
     fabric.backward(total)
     _, gradient = learner.features_and_gradient()
     if fabric.world_size > 1:
         gradient = learner.gather(gradient) / fabric.world_size
     parameters = {name: p.grad.norm().item() for name, p in learner.named_parameters() if p.grad is not None}
-    out[slug] = {"total": total.item(), "per_sample": per_sample.tolist(), "parameters": parameters,
+    again, second = [], loss.second_parameters()
+    if second:  # as the training does after the step of the network
+        optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            batch = learner.batch(x, network.features(x), y, index, aux, torch.Generator().manual_seed(2))
+        fabric.backward(loss.second(batch))
+        again = [p.grad.flatten().tolist() for p in second]
+    out[slug] = {"second": again, "total": total.item(), "per_sample": per_sample.tolist(), "parameters": parameters,
                  "first": network.stem.weight.grad.flatten().tolist(), "h": gradient.flatten().tolist()}
 if fabric.is_global_zero:
     print("RESULT " + json.dumps(out))
@@ -92,9 +100,22 @@ def test_one_step_is_the_same(both, slug):
     np.testing.assert_allclose(two["per_sample"], one["per_sample"], rtol=1e-4)
     np.testing.assert_allclose(two["first"], one["first"], rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(two["h"], one["h"], rtol=1e-3, atol=1e-6)
+    assert len(two["second"]) == len(one["second"])
+    for mine, yours in zip(two["second"], one["second"], strict=True):
+        np.testing.assert_allclose(mine, yours, rtol=1e-3, atol=1e-6)
+    assert any(one["second"]) == (slug == "mclrec")
     assert two["parameters"].keys() == one["parameters"].keys()
     for name, norm in one["parameters"].items():
         assert two["parameters"][name] == pytest.approx(norm, rel=1e-3, abs=1e-7), name
+
+
+def test_too_few_pictures_for_so_many_processes(tmp_path):
+    np.savez(tmp_path / "few.npz", images=np.zeros((3, 12, 12), np.uint8), labels=np.array([0, 1, 0]))
+    options = ["-m", "chaffinch.cli", "train-encoder", f"arrays:{tmp_path / 'few.npz'}", "--out", str(tmp_path)]
+    done = subprocess.run([*TORCHRUN, *options, "--device", "cpu"], capture_output=True, text=True, timeout=300)
+    assert "2 processes need at least 4 pictures in a batch, got 3" in done.stderr
+    assert done.returncode
+    assert [p.name for p in tmp_path.iterdir()] == ["few.npz"]
 
 
 def test_training_reaches_the_loss_of_one_process(tmp_path):

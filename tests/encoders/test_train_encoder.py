@@ -2,9 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections import deque
 from dataclasses import asdict, replace
+from itertools import count, islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,7 +85,7 @@ def test_model_card_is_truthful(unbroken):
     assert (card.channels, card.precision, card.device) == (1, "float32", device_name("cpu"))
     assert Augment(**{**card.augment, "crop": tuple(card.augment["crop"])}) == RECIPE.augment
     assert card.dim == encoder.embed(toy().observed.images).shape[1] == 32
-    assert card.seconds > 0
+    assert 0 < card.seconds_per_epoch < card.seconds
     means = [np.mean([p.loss for p in progress if p.epoch == e]) for e in range(3)]
     np.testing.assert_allclose(card.history, means, atol=1e-5)
     assert sorted(p.name for p in folder.iterdir()) == ["toy.json", "toy.record.safetensors", "toy.safetensors"]
@@ -119,6 +124,23 @@ def test_interrupted_and_resumed_ends_in_the_same_bits(unbroken, tmp_path, steps
     assert cards[0].history == cards[1].history
     assert cards[0].sha256 == cards[1].sha256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.json", "toy.record.safetensors", "toy.safetensors"]
+
+
+def test_the_time_of_all_epochs_counts_also_after_a_stop(tmp_path, monkeypatch):
+    def ticking():  # a second passes each time that somebody looks
+        monkeypatch.setattr("chaffinch.encoders.train.time", SimpleNamespace(perf_counter=count().__next__))
+
+    ticking()
+    train(tmp_path, name="whole")
+    ticking()
+    run = train_encoder(toy(), RECIPE, tmp_path, "parts")
+    deque(islice(run, 5), maxlen=0)  # two epochs and half of one
+    run.close()
+    ticking()
+    train(tmp_path, name="parts")
+    whole, parts = (load_encoder(tmp_path / f"{name}.safetensors").card for name in ("whole", "parts"))
+    assert (parts.seconds, parts.seconds_per_epoch) == (whole.seconds, whole.seconds_per_epoch)
+    assert whole.seconds == RECIPE.epochs * whole.seconds_per_epoch > RECIPE.epochs
 
 
 def test_interrupted_twice(unbroken, tmp_path):
@@ -440,3 +462,24 @@ def test_full_disk_while_saving(tmp_path):
     assert "simclr.partial.safetensors cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
+def test_a_killed_process_goes_on_and_ends_in_the_same_bits(tmp_path):
+    """No warning, no time to clean up: the same command goes on from the last whole epoch."""
+    np.savez(tmp_path / "toy.npz", images=toy().observed.images, labels=toy().observed.labels)
+    command = [sys.executable, "-m", "chaffinch.cli", "train-encoder", f"arrays:{tmp_path / 'toy.npz'}", "--quiet"]
+    command += ["--epochs", "40", "--batch", "32", "--device", "cpu", "--architecture", RECIPE.architecture, "--out"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, str(whole)], check=True, timeout=120)
+    partial = killed / "simclr.partial.safetensors"
+    with subprocess.Popen([*command, str(killed)]) as process:
+        while process.poll() is None and not partial.exists():
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert partial.exists()
+    assert not (killed / "simclr.safetensors").exists()
+    subprocess.run([*command, str(killed)], check=True, timeout=120)
+    assert same_bits(weights(killed, "simclr"), weights(whole, "simclr"))
+    assert sorted(p.name for p in killed.iterdir()) == sorted(p.name for p in whole.iterdir())

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from chaffinch import lineup, pulls, training, views
+from chaffinch import lineup, pulls, registry, training, views
+from chaffinch.cli import main
 from chaffinch.data import CLEAN, open_dataset
 from chaffinch.encoders.train import Recipe, train_encoder
 from chaffinch.spec import Cut, Spec
@@ -249,6 +250,62 @@ def test_samples_flagged_with_one_only_are_counted_by_kind(open_page, spec, by):
             assert f"{counts[2]} foreign pictures" in shown or not counts[2]
 
 
+def test_only_detectors_with_a_result_for_both_are_compared(open_page, spec):
+    """A detector that cannot run on one of the two is no effect of the loss."""
+    (cut, other), one = CUTS, Study(spec.dataset, "one")
+    workspace = one.workspace
+    kept = Study(spec.dataset, "two").detection_keys()[other.detector]
+    (workspace.root / "results" / f"detection-{kept}.npz").unlink()
+    shown = words(open_page(spec))
+    name = registry.get("detector", other.detector).card.name
+    assert f"Not counted here, since there is no result for both: {name}" in shown
+    flags = [views.vote(90, [s.detect(cut.detector)], CUTS).flagged for s in studies(spec)]
+    assert f"{(flags[0] & flags[1]).sum()} samples are flagged with both" in shown
+    for who, own, rest in (("one", *flags), ("two", *flags[::-1])):
+        assert f"**{(own & ~rest).sum()} with {who} only" in shown
+
+
+def test_the_pictures_that_pull_hardest_are_shown(open_page, spec, monkeypatch):
+    shown, original = {}, losses.gallery
+
+    def keep(tiles, *rest, **more):
+        shown[more["key"]] = tiles
+        return original(tiles, *rest, **more)
+
+    monkeypatch.setattr(losses, "gallery", keep)
+    app = open_page(replace(spec, colour="pull"))
+    for side, study in zip(("left", "right"), studies(spec), strict=True):
+        ranks = study.pull_ranks
+        tiles = [tile.index for tile in shown[f"hardest-{side}"]]
+        assert tiles == np.argsort(-ranks, kind="stable")[: len(tiles)].tolist()
+        assert len(tiles) == losses.HARDEST
+        noise = (study.truth.kind[tiles] != CLEAN).mean()
+        assert f"of the first {losses.HARDEST}, {noise:.0%} are noise" in words(app)
+    assert app.selectbox(key="colour").value == "pull"
+
+
+def test_the_json_file_is_what_the_command_prints(open_page, spec, capsys, monkeypatch):
+    given = {}
+    original = losses.st.delta_generator.DeltaGenerator.download_button
+
+    def keep(self, label, data=None, **more):
+        given[label] = data
+        return original(self, label, data=data, **more)
+
+    monkeypatch.setattr(losses.st.delta_generator.DeltaGenerator, "download_button", keep)
+    open_page(spec)
+    assert main(["compare-encoders", spec.dataset, "--encoder", "one", "--encoder", "two", "--json", "--quiet"]) == 0
+    assert json.loads(given["JSON"]()) == json.loads(capsys.readouterr().out)
+
+
+def test_every_figure_names_its_source(open_page, spec):
+    shown = words(open_page(spec))
+    for figure in lineup.with_detectors(cut.detector for cut in CUTS):
+        assert f"**{figure.name}**" in shown
+        assert figure.source in shown
+        assert figure.source or figure.key == "seconds_per_epoch"
+
+
 def test_a_sample_is_opened_with_its_neighbours_under_both(open_page, spec):
     plain, opened = open_page(spec), open_page(replace(spec, sample="7"))
     assert galleries(opened) == galleries(plain) + 2
@@ -326,6 +383,7 @@ def test_a_training_is_planned_checked_and_started(open_page, spec, started, wor
     app = open_page(spec)
     app.selectbox(key="train-loss").select("ce").run()
     app.number_input(key="train-epochs").set_value(3).run()
+    app.number_input(key="train-rate").set_value(1e-3).run()
     app.checkbox(key="train-flip").set_value(False).run()
     app.number_input(key="train-ce-smoothing").set_value(7.0).run()
     app.button(key="train-start").click().run()
@@ -335,9 +393,31 @@ def test_a_training_is_planned_checked_and_started(open_page, spec, started, wor
     app.button(key="train-start").click().run()
     assert not app.exception
     plan = Plan.of(list(started[0].command))
-    assert plan == Plan(spec.dataset, "ce", "ce", {"smoothing": "0.2"}, 3, 90, 0, "preact-resnet-8-16-32", False)
+    assert plan == Plan(
+        spec.dataset, "ce", "ce", {"smoothing": "0.2"}, 3, 90, 0, "preact-resnet-8-16-32", False, learning_rate=1e-3
+    )  # fmt: skip
     assert app.button(key="train-stop")
     assert "train-start" not in {b.key for b in app.button}
+
+
+def test_the_noise_of_bundled_data_is_chosen_for_a_training_alone(open_page, spec, started):
+    spec = Spec(dataset="fashion-web:n=300", encoder="one", beside="", map="pca", detectors=CUTS)
+    Study(spec.dataset, "one").embed()
+    app = open_page(spec)
+    noise = app.number_input(key="train-noise-fashion-web:n=300")
+    assert noise.value == 40
+    assert "It learns from fashion-web:n=300 with 40% noise" in words(app)
+    noise.set_value(75).run()
+    assert "It learns from fashion-web:noise=0.75,n=300; the rest of this page stays with" in words(app)
+    app.button(key="train-start").click().run()
+    assert Plan.of(list(started[-1].command)).dataset == "fashion-web:noise=0.75,n=300"
+
+
+def test_a_training_can_be_watched_while_features_are_missing(open_page, spec, home, started):
+    (home / "results" / f"features-{Study(spec.dataset, 'one').key}.npz").unlink()
+    app = open_page(spec)
+    assert "These pictures have to be embedded first" in " ".join(s.value for s in app.subheader)
+    assert app.button(key="train-start")
 
 
 def test_losses_that_cannot_train_here_are_explained(open_page, spec):

@@ -31,6 +31,9 @@ class ModelCard:
         precision: float32 or bfloat16 (autocast).
         stored: float32, or float16 where the weights were halved to save space.
         device, seconds: what trained it, and how long the training took.
+        seconds_per_epoch: the median epoch of its training; 0 = not known. Of shipped encoders, which were trained on a
+            busy machine, that of a short training on an idle one (``benchmarks/training.py --cards``).
+        timed_on: where that was, if not on ``device``.
         history: mean loss of each epoch.
         metrics: figures measured on its features, with the command that measured them.
         sha256: checksum of the weights.
@@ -52,6 +55,8 @@ class ModelCard:
     precision: str
     device: str
     seconds: float
+    seconds_per_epoch: float = 0.0
+    timed_on: str = ""
     dataset_digest: str = ""
     stored: str = "float32"
     weight_decay: float = 0.0

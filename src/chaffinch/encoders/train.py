@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,11 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
     identity = _identity(dataset.digest, recipe, options, size if size != observed.images.shape[1:3] else None)
     precision = State.begun_in(path, identity) or pick_precision(recipe.precision, device)
     fabric = engine(device, precision)
+    if min(recipe.batch, len(observed)) < 2 * fabric.world_size:
+        raise InputError(
+            f"{fabric.world_size} processes need at least {2 * fabric.world_size} pictures in a batch, got "
+            f"{min(recipe.batch, len(observed))}"
+        )
     second = loss.second_parameters()
     first = [p for p in learner.parameters() if not any(p is other for other in second)]
     optimisers = [torch.optim.AdamW(first, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)]
@@ -182,9 +188,9 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
 
     watch = Watch(observed.labels, sizes.classes, network.dim, recipe.seed)
     state = State(learner, optimisers, schedules, path, identity, precision)
-    history, spent, xy = list[float](), 0.0, np.empty((0, 2), np.float32)
+    history, times, xy = list[float](), list[float](), np.empty((0, 2), np.float32)
     if found := state.resume():
-        history, spent = found[0]["history"], found[0]["seconds"]
+        history, times = found[0]["history"], found[0]["times"]
         xy = found[1].pop("xy").numpy()
         watch.restore({name: value.numpy() for name, value in found[1].items()})
     begun = len(history)
@@ -192,6 +198,7 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
         yield Progress(begun, recipe.epochs, 0.0, float("nan"), float("nan"), decoded=share)
     started = time.perf_counter()
     for epoch in range(begun, recipe.epochs):
+        epoch_started = time.perf_counter()
         # every epoch has generators of its own, so a resumed run draws what an unbroken one would have drawn
         own = recipe.seed * 1_000_003 + epoch
         draws = torch.Generator(device=fabric.device).manual_seed(own)
@@ -200,7 +207,7 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
             loss.on_epoch(data.features(network), data.labels[: data.n], epoch, draws)
         network.train()
         watch.begin()
-        losses, parts, epoch_started = list[float](), list[dict[str, float]](), time.perf_counter()
+        losses, parts = list[float](), list[dict[str, float]]()
         for rows in data.order(draws):
             value, named = step(rows, sight, draws)
             if not np.isfinite(value):
@@ -219,10 +226,10 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
         if epoch + 1 in marks(recipe.epochs):
             watch.note(epoch + 1)
         shown, xy = watch.picture(xy)
+        times.append(time.perf_counter() - epoch_started)
         if fabric.is_global_zero:
-            seconds = spent + time.perf_counter() - started
             kept = {name: torch.from_numpy(value) for name, value in watch.stacked().items()}
-            state.save({"history": history, "seconds": seconds}, {"xy": torch.from_numpy(xy), **kept})
+            state.save({"history": history, "times": times}, {"xy": torch.from_numpy(xy), **kept})
         means = {key: float(np.mean([named[key] for named in parts])) for key in parts[0]}
         yield Progress(epoch, recipe.epochs, 1.0, value, left, Snapshot(history.copy(), means, shown, xy, speed))
 
@@ -245,7 +252,8 @@ def train_encoder(dataset: NoisyDataset, recipe: Recipe, folder: Path, name: str
         augment=asdict(recipe.augment),
         precision=precision,
         device=device_name(device),
-        seconds=round(spent + time.perf_counter() - started, 1),
+        seconds=round(sum(times), 1),
+        seconds_per_epoch=round(median(times), 2),
         history=[round(value, 5) for value in history],
     )
     if fabric.is_global_zero:

@@ -16,13 +16,22 @@ from .palette import KIND_COLOURS
 Array = NDArray[np.float64]
 
 
-def history(values: Sequence[float], colour: str, *, epochs: int | None = None) -> go.Figure:
-    """The mean loss of each epoch.
+def history(
+    values: Sequence[float],
+    colour: str,
+    *,
+    epochs: int | None = None,
+    kinds: Mapping[str, Array] | None = None,
+    noted: Sequence[int] = (),
+) -> go.Figure:
+    """The mean loss of each epoch, of all samples and, where it was noted, of each kind.
 
     Args:
         values: one an epoch.
         colour: of the line.
         epochs: of the whole training; default: as many as there are.
+        kinds: kind -> (R,) mean loss of its samples.
+        noted: the R epochs, from 1, at which that was noted.
     """
     last = max(epochs or len(values), 2)
     figure = go.Figure()
@@ -31,6 +40,12 @@ def history(values: Sequence[float], colour: str, *, epochs: int | None = None) 
         line={"color": colour, "width": 2}, marker={"size": 5}, showlegend=False,
         hovertemplate="epoch %{x}: %{y:.4f}<extra></extra>",
     )  # fmt: skip
+    for kind in (k for k in KINDS if kinds and k in kinds):
+        figure.add_scatter(
+            x=list(noted), y=kinds[kind], mode="lines+markers", name=KIND_WORDS[kind], marker={"size": 6},
+            line={"color": KIND_COLOURS[kind], "width": 1.5, "dash": "dot"},
+            hovertemplate=f"{KIND_WORDS[kind]}, epoch %{{x}}: %{{y:.4f}}<extra></extra>",
+        )  # fmt: skip
     step = next(m * 10**k for k in range(9) for m in (1, 2, 5) if last <= 8 * m * 10**k)
     figure.update_xaxes(title="epoch", range=[1 - 0.02 * last, last * 1.02], zeroline=False, tick0=0, dtick=step)
     figure.update_yaxes(title="mean loss", zeroline=False, nticks=6)

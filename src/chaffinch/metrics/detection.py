@@ -14,6 +14,8 @@ Flags = NDArray[np.bool_]
 def auroc(scores: Array, positive: Flags) -> float | None:
     """Area under the ROC curve: P(a positive scores above a negative), ties count one half.
 
+    Source: Fawcett, Pattern Recognition Letters 2006.
+
     Args:
         scores: (N,) higher = more suspicious.
         positive: (N,) what should score high.

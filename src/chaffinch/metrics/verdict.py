@@ -16,6 +16,8 @@ Flags = NDArray[np.bool_]
 def three_way(proba: Array, kind: NDArray[np.int8]) -> dict[str, Any]:
     """F1 of clean, mislabelled and OOD when each sample is called what is most probable, ties the first of them.
 
+    Source: of the macro-F1 as the mean of the classes' F1, Opitz, Burst 2019, arXiv 1911.03347.
+
     Args:
         proba: (N, 3) P(clean), P(mislabelled), P(OOD).
         kind: (N,) the truth, codes of `chaffinch.data`.

@@ -141,7 +141,9 @@ def map_controls(spec: Spec, study: Study) -> Spec:
     """Colour, layout and emphasis of the map."""
     options = ["given", "votes", *(["verdict"] if has_verdict(study) else [])]
     options += [*(["kind"] if study.truth is not None else []), *(c.detector for c in spec.detectors)]
+    options += ["pull"] if study.pull_ranks is not None else []
     names = {"given": "given label", "votes": "votes", "verdict": "verdict", "kind": "true kind"}
+    names |= {"pull": "pull in training"}
     names |= {slug: f"suspicion: {cls.card.name}" for slug, cls in registry.methods("detector").items()}
     a, b, c = st.columns([3, 2, 2], vertical_alignment="bottom")
     colour = a.selectbox(
@@ -399,6 +401,8 @@ def _facts(seen: views.Inspection) -> str:
     rows = [("Given label", seen.given), ("Id", seen.id)]
     if seen.true is not None and seen.kind is not None:
         rows[1:1] = [("True label", seen.true), ("True kind", seen.kind)]
+    if seen.pull is not None:
+        rows.append(("Pull in training", f"harder than {seen.pull:.0%} of the pictures"))
     cells = "".join(f"<span>{name}</span><b>{escape(value)}</b>" for name, value in rows)
     return (
         "<style>.cf-facts{display:grid;grid-template-columns:auto 1fr;gap:.1rem .8rem;font-size:.85rem;"

@@ -29,6 +29,7 @@ from .scatter import Colours, link, scatter_map
 from .shell import begin, chart, plain
 
 PER_PAGE = 24
+HARDEST = 14
 BY = {"detectors": "the detectors that are on", "verdict": "the verdict"}
 
 
@@ -239,9 +240,10 @@ def numbers(spec: Spec, left: Side, right: Side) -> None:
     with figure:
         shown = _parallel(rows, axes, {left.name: left.colour, right.name: right.colour})
     with st.expander("What the figures say"):
-        st.markdown("\n".join(f"- **{plain(f.name)}**: {plain(f.help)}" for f in axes))
+        sources = {f.key: f" :gray[{plain(f.source)}]" if f.source else "" for f in axes}
+        st.markdown("\n".join(f"- **{plain(f.name)}**: {plain(f.help)}{sources[f.key]}" for f in axes))
     if shown:
-        _everything(study, rows, axes)
+        _everything(study, rows, axes, refused)
     for name, reason in refused.items():
         st.caption(f":material/block: {plain(name)} could not be measured: {plain(reason)}")
     rest = [name for name in rest if name not in refused and name not in missing]
@@ -314,7 +316,9 @@ def _parallel(rows: dict[str, lineup.Row], axes: Sequence[lineup.Figure], marked
     return True
 
 
-def _everything(study: Study, rows: dict[str, lineup.Row], axes: Sequence[lineup.Figure]) -> None:
+def _everything(
+    study: Study, rows: dict[str, lineup.Row], axes: Sequence[lineup.Figure], refused: dict[str, str]
+) -> None:
     """One row an encoder, sortable, and as files."""
     cards = {name: card for name, (_, card) in encoder_cards(study.workspace).items()}
     merged = lineup.over_seeds(rows, cards)
@@ -323,7 +327,8 @@ def _everything(study: Study, rows: dict[str, lineup.Row], axes: Sequence[lineup
     if len(merged) < len(rows) and merge.toggle(
         "Average over seeds",
         key=begin("over-seeds", False),
-        help="Encoders that differ in the seed alone become one row: the mean. The JSON file has the spread as well.",
+        help="Encoders that differ in the seed alone become one row: the mean. The JSON file always has it so, with "
+        "the spread.",
     ):
         rows = merged
     save: dict[str, Any] = {"width": "stretch", "on_click": "ignore", "icon": ":material/download:"}
@@ -337,7 +342,7 @@ def _everything(study: Study, rows: dict[str, lineup.Row], axes: Sequence[lineup
     )
     js.download_button(
         "JSON",
-        data=lambda: json.dumps({"encoders": rows}, indent=2),
+        data=lambda: json.dumps({"encoders": merged, "skipped": refused}, indent=2),
         file_name="chaffinch-encoders.json",
         mime="application/json",
         help="What `chaffinch compare-encoders --json` prints.",
@@ -365,12 +370,15 @@ def curves(left: Side, right: Side | None) -> None:
         with column:
             _heading(s)
             if values := s.card.get("history"):
-                chart(figures.history(values, s.colour), f"history-{s.key}")
+                noted = cached.pulls(s.study) if s.name != OWN_FEATURES else ""
+                more = {"kinds": noted.losses, "noted": noted.epochs.tolist()} if isinstance(noted, pulls.Pulls) else {}
+                chart(figures.history(values, s.colour, **more), f"history-{s.key}")
             else:
                 st.caption("There is no record of its losses.")
     st.caption(
         "Each has an axis of its own: the values of different losses measure different things and cannot be compared. "
-        "Their shape can: whether it still falls, or has come to rest."
+        "Their shape can: whether it still falls, or has come to rest, and whether noisy pictures (dotted lines, where "
+        "that was noted) keep a higher loss than clean ones or are learnt like them."
     )
 
 
@@ -392,12 +400,16 @@ def differences(spec: Spec, left: Side, right: Side, within: NDArray[np.bool_] |
     if by == "verdict" and left.verdict is not None and right.verdict is not None:
         flags = [v.kinds != CLEAN for v in (left.verdict, right.verdict)]
         gap = right.verdict.proba[:, CLEAN] - left.verdict.proba[:, CLEAN]
-    elif not left.known or not right.known:
+    elif not (shared := [slug for slug in left.known if slug in right.known]):
         st.info("No detector has run on both yet.", icon=":material/hourglass:")
         return None
     else:
-        flags = [s.votes.flagged for s in (left, right)]
-        gap = np.subtract(*(views.suspicion(list(s.known.values()), len(s.study)) for s in (left, right)))
+        pair = [[s.known[slug] for slug in shared] for s in (left, right)]
+        flags = [views.vote(len(left.study), found, spec.detectors, spec.votes).flagged for found in pair]
+        gap = np.subtract(*(views.suspicion(found, len(left.study)) for found in pair))
+        if apart := [slug for slug in {**left.known, **right.known} if slug not in shared]:
+            names = ", ".join(registry.get("detector", slug).card.name for slug in apart)
+            st.caption(f"Not counted here, since there is no result for both: {plain(names)}.")
     both = int((flags[0] & flags[1]).sum())
     st.caption(f"{both:,} samples are flagged with both. The widest gap comes first.")
     clicked = None
@@ -428,8 +440,9 @@ def _one_sided(s: Side, order: NDArray[np.int64], focus: int | None) -> int | No
     return gallery(tiles, cached.sheets(s.study), key=f"gallery-{s.key}", tile=64, selected=focus)
 
 
-def pulled(left: Side, right: Side | None) -> None:
-    """How hard the samples of each kind pulled in training, and whereto the wrong labels were moved."""
+def pulled(left: Side, right: Side | None, focus: int | None) -> int | None:
+    """How hard samples pulled in training, and whereto the wrong labels were moved; returns a clicked position."""
+    clicked = None
     st.markdown(
         "##### How hard each picture pulls, and whereto",
         help="The pull of a picture is how strongly the loss would change if the features of this picture moved by a "
@@ -457,6 +470,8 @@ def pulled(left: Side, right: Side | None) -> None:
                 chart(figures.whereto(p.epochs.tolist(), p.given, p.other, names, span), f"whereto-{s.key}")
             else:
                 st.caption("Whereto was not kept, or nobody is known to be wrongly labelled.")
+            picked = _hardest(s, focus)
+            clicked = picked if clicked is None else clicked
     if known:
         st.markdown("\n".join(f"- {plain(words)}" for words in pulls.told({s.name: p for s, p in known.items()})))
         st.caption(
@@ -464,6 +479,21 @@ def pulled(left: Side, right: Side | None) -> None:
             "half of the pictures, and 5 to 95 %; lines: the median and the middle half."
             + ("" if all(p.known for p in known.values()) else " The truth is not known: kinds are the verdict's.")
         )
+    return clicked
+
+
+def _hardest(s: Side, focus: int | None) -> int | None:
+    """The pictures that pulled hardest in the end; returns a clicked position."""
+    if (ranks := s.study.pull_ranks) is None:
+        return None
+    order = np.argsort(-ranks, kind="stable")[: np.count_nonzero(~np.isnan(ranks))]  # NaN last
+    told, truth = "**The pictures that pull hardest**", s.study.truth
+    if truth is not None:
+        first = order[: max(HARDEST, len(order) // 50)]
+        told += f": of the first {len(first)}, {(truth.kind[first] != CLEAN).mean():.0%} are noise"
+    st.markdown(told)
+    tiles = judged_tiles(s.study, order[:HARDEST], list(s.known.values()))
+    return gallery(tiles, cached.sheets(s.study), key=f"hardest-{s.key}", tile=64, selected=focus)
 
 
 def formulas(left: Side, right: Side | None) -> None:

@@ -13,6 +13,7 @@ from .. import registry, training
 from ..base.errors import InputError
 from ..card import KINDS
 from ..data import CLEAN
+from ..data.fashion_web import Draw
 from ..figures import losses as figures
 from ..figures.palette import KIND_COLOURS, SIDES, class_colours
 from ..spec import Spec
@@ -20,6 +21,7 @@ from ..study import SMALL_SIDE, Study, encoder_cards
 from ..training import JOB, Plan
 from ..workspace import Workspace
 from . import cached, jobs, methods
+from .pickers import BUNDLED
 from .scatter import Colours, scatter_map
 from .shell import begin, chart, keep, plain
 
@@ -198,7 +200,12 @@ def _form(spec: Spec, study: Study) -> None:
         epochs = _whole("Epochs", "train-epochs", 5, 1, 10_000, "How often it sees every picture.")
         batch = _whole("Batch", "train-batch", min(256, n), 2, n, "Pictures in one step; they are what a contrastive "
                        "loss compares with.")  # fmt: skip
+        rate = st.number_input(
+            "Learning rate", 1e-6, 1.0, key=begin("train-rate", Plan.learning_rate), step=1e-3, format="%g", width=130,
+            help="The largest of the schedule. Lower it if the loss becomes infinite.",
+        )  # fmt: skip
         seed = _whole("Seed", "train-seed", 0, 0, 2**32 - 1, "Of the first weights, the order and the views.")
+        data = _noise(spec.dataset)
         side, images = Plan.side, study.observed.images
         if images is not None and (largest := max(images.shape[1:3])) > SMALL_SIDE:
             side = _whole("Size", "train-side", min(side, largest), 8, largest, "Pixels a side at which it sees the "
@@ -207,15 +214,16 @@ def _form(spec: Spec, study: Study) -> None:
             "Mirror", key=begin("train-flip", True), help="May pictures be mirrored? Not digits or text."
         )
     st.caption(plain(cards[loss].summary))
-    noise = "" if study.truth is None else f" with {1 - (study.truth.kind == CLEAN).mean():.0%} noise"
-    st.caption(f"It learns from {plain(study.dataset.name)}{noise}; the sidebar chooses another draw or other data.")
+    if data == spec.dataset:
+        noise = "" if study.truth is None else f" with {1 - (study.truth.kind == CLEAN).mean():.0%} noise"
+        st.caption(f"It learns from {plain(study.dataset.name)}{noise}; the sidebar chooses other data.")
+    else:
+        st.caption(f"It learns from {plain(data)}; the rest of this page stays with {plain(study.dataset.name)}.")
     given = _parameters(loss)
     if st.button("Start training", key="train-start", type="primary", icon=":material/play_arrow:"):
         try:
             name = training.free_name(study.workspace, loss)
-            plan = Plan(
-                spec.dataset, name, loss, training.options(loss, given), epochs, batch, seed, network, flip, side
-            )
+            plan = Plan(data, name, loss, training.options(loss, given), epochs, batch, seed, network, flip, side, rate)
         except InputError as error:
             st.error(plain(str(error)), icon=":material/error:")
         else:
@@ -230,6 +238,18 @@ def _form(spec: Spec, study: Study) -> None:
 
 def _whole(label: str, key: str, start: int, least: int, most: int, help: str) -> int:
     return int(st.number_input(label, least, most, key=begin(key, start), help=help, width=120))
+
+
+def _noise(name: str) -> str:
+    """The data to learn from: those of the page, or of bundled ones the draw with the noise that is chosen here."""
+    bundled, _, options = name.partition(":")
+    if bundled != BUNDLED:
+        return name
+    draw = Draw.parse(options)
+    now = round(draw.noise * 100)
+    share = _whole("Noise (%)", f"train-noise-{name}", now, 0, 100, "Share of the pictures it learns from that have a "
+                   "wrong label or are foreign. The page itself keeps its draw.")  # fmt: skip
+    return name if share == now else str(replace(draw, noise=share / 100))
 
 
 def _parameters(loss: str) -> dict[str, Any]:
