@@ -120,7 +120,7 @@ class TestMethods:
             assert isinstance(row["needs"], list)
         found = {kind: {row["slug"] for row in rows if row["kind"] == kind} for kind in ("detector", "loss", "encoder")}
         assert found["detector"] >= DETECTORS
-        assert found["loss"] >= {"simclr"}
+        assert found["loss"] == set(registry.methods("loss"))
         assert found["encoder"] >= {"mine"}
         by_slug = {(row["kind"], row["slug"]): row for row in rows}
         assert len(by_slug) == len(rows)
@@ -128,6 +128,10 @@ class TestMethods:
         assert by_slug["detector", "lsa"]["needs"] == ["features", "pred_probs"]
         assert by_slug["detector", "lsa"]["finds"] == ["ood"]
         assert by_slug["detector", "knn-label"]["needs"] == ["neighbors"]
+        more = {slug: set(row["needs"]) - {"images"} for (kind, slug), row in by_slug.items() if kind == "loss"}
+        labels = {"bootstrap", "ce", "elr", "gce", "hydra", "listwise", "sbcl", "sce", "supcon", "symile"}
+        assert {slug for slug, needs in more.items() if needs == {"labels"}} == labels
+        assert (more["sepclr"], more["supremix"], more["simclr"]) == ({"trusted"}, {"numbers"}, set())
         assert by_slug["encoder", "mine"]["arxiv"] == by_slug["loss", "simclr"]["arxiv"]
 
     def test_for_people(self, run):
@@ -654,6 +658,14 @@ class TestTrainEncoder:
         assert (code, out) == (2, "")
         assert message in err
         assert not list((tmp_path / "e").glob("*"))
+
+    def test_labels_of_one_class_train_no_loss_that_compares_classes(self, run, document, tmp_path):
+        np.savez(tmp_path / "one.npz", images=np.zeros((8, 12, 12), np.uint8), labels=np.zeros(8, int))
+        argv = ("train-encoder", f"arrays:{tmp_path / 'one.npz'}", *TRAIN, "--out", tmp_path / "e")
+        code, out, err = run(*argv, "--loss", "supcon")
+        assert (code, out) == (2, "")
+        assert "supcon needs labels of at least two classes" in err
+        assert run(*argv, "--loss", "dcl")[0] == 0
 
     def test_parameters_of_the_loss_are_on_the_card(self, run, pictures_file, tmp_path):
         options = ("--loss", "gce", "--set", "q=0.5", "--out", tmp_path)

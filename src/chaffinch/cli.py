@@ -699,13 +699,13 @@ def _workspace(args: argparse.Namespace) -> int:
     return 0
 
 
-def _failed(args: argparse.Namespace, error: InputError) -> None:
+def _failed(args: argparse.Namespace, error: Exception) -> None:
     """Where the app has started this, leave word why it cannot go on, beside what a training has shown so far."""
     from .workspace import LIVE, Workspace
 
     workspace = Workspace(args.workspace)
     noted = workspace.noted(args.job) or {}
-    with suppress(InputError):  # the workspace itself may be what is wrong
+    with suppress(InputError, OSError):  # the workspace itself may be what is wrong, or the disk is full
         workspace.note(args.job, {"error": str(error)} | {key: noted[key] for key in LIVE if key in noted})
 
 
@@ -984,6 +984,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except OSError as error:  # such as a full disk
         print(f"chaffinch: {error}", file=sys.stderr)
+        if getattr(args, "job", None):
+            _failed(args, error)
         return 1
 
 

@@ -53,15 +53,14 @@ for slug in sys.argv[1].split(","):
     if fabric.world_size > 1:
         gradient = learner.gather(gradient) / fabric.world_size
     parameters = {name: p.grad.norm().item() for name, p in learner.named_parameters() if p.grad is not None}
-    again, second = [], loss.second_parameters()
-    if second:  # as the training does after the step of the network
+    out[slug] = {"second": [], "total": total.item(), "per_sample": per_sample.tolist(), "parameters": parameters,
+                 "first": network.stem.weight.grad.flatten().tolist(), "h": gradient.flatten().tolist()}
+    if second := loss.second_parameters():  # as the training does after the step of the network
         optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             batch = learner.batch(x, network.features(x), y, index, aux, torch.Generator().manual_seed(2))
         fabric.backward(loss.second(batch))
-        again = [p.grad.flatten().tolist() for p in second]
-    out[slug] = {"second": again, "total": total.item(), "per_sample": per_sample.tolist(), "parameters": parameters,
-                 "first": network.stem.weight.grad.flatten().tolist(), "h": gradient.flatten().tolist()}
+        out[slug]["second"] = [p.grad.flatten().tolist() for p in second]
 if fabric.is_global_zero:
     print("RESULT " + json.dumps(out))
 if fabric.world_size > 1:

@@ -113,8 +113,12 @@ def test_what_a_loss_lacks():
     assert "known to be clean" in lacking(find_method("loss", "sepclr"), toy())
     assert lacking(find_method("loss", "supremix"), toy()) is None
     assert "'Dress'" in lacking(find_method("loss", "supremix"), toy(classes=("Dress", "Shirt", "Coat")))
-    one = toy(labels=np.zeros(20, np.int64), classes=("only",))
-    assert "at least two classes" in lacking(find_method("loss", "ce"), one)
+    for slug, classes in (("ce", ("only",)), ("supremix", ("15",)), ("supcon", ("used", "unused"))):
+        one = toy(labels=np.zeros(20, np.int64), classes=classes)
+        assert "at least two classes; toy has 1" in lacking(find_method("loss", slug), one)
+    everybody = toy(trusted=np.ones(20, bool))
+    assert "all are marked as 'trusted'" in lacking(find_method("loss", "sepclr"), everybody)
+    assert lacking(find_method("loss", "simclr"), everybody) is None
 
 
 def test_by_sample():

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from chaffinch import registry
 from chaffinch.base.errors import InputError
 from chaffinch.base.record import load_record
-from chaffinch.data import NoisyDataset, Observed
+from chaffinch.data import NoisyDataset, Observed, open_dataset
 from chaffinch.encoders.augment import Augment
 from chaffinch.encoders.checkpoint import load_encoder
 from chaffinch.encoders.device import device_name, pick_device, pick_precision
@@ -452,16 +452,41 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of file sizes are POSIX")
 def test_full_disk_while_saving(tmp_path):
-    """The state after an epoch does not fit: said in one line, nothing half-written, the last good state kept."""
-    images = toy().observed.images
-    np.savez(tmp_path / "toy.npz", images=images, labels=toy().observed.labels)
-    options = ["train-encoder", f"arrays:{tmp_path / 'toy.npz'}", "--epochs", "2", "--batch", "32", "--quiet"]
-    options += ["--architecture", "preact-resnet-8-16-32", "--device", "cpu", "--out", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, *options], capture_output=True, text=True, timeout=120)
+    """The state after an epoch does not fit: said in one line and to the app, nothing half-written."""
+    done, home, out = run_on_a_full_disk(tmp_path)
     assert done.returncode == 1, done.stderr
     assert "simclr.partial.safetensors cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(out.iterdir()) == []
+    assert "cannot be written" in json.loads((home / "notes" / "t.json").read_text())["error"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of file sizes are POSIX")
+def test_a_full_disk_leaves_the_last_good_state(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    np.savez(tmp_path / "toy.npz", images=toy().observed.images, labels=toy().observed.labels)
+    recipe = Recipe(epochs=2, batch=32, architecture=RECIPE.architecture, device="cpu")
+    training = train_encoder(open_dataset(f"arrays:{tmp_path / 'toy.npz'}"), recipe, out, "simclr")
+    next(p for p in training if p.snapshot)
+    training.close()
+    good = (out / "simclr.partial.safetensors").read_bytes()
+    done, _, _ = run_on_a_full_disk(tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert [p.name for p in out.iterdir()] == ["simclr.partial.safetensors"]
+    assert (out / "simclr.partial.safetensors").read_bytes() == good
+
+
+def run_on_a_full_disk(tmp_path):
+    """Train two epochs where no file can be larger than 60 kB; what came of it, the workspace and the folder."""
+    np.savez(tmp_path / "toy.npz", images=toy().observed.images, labels=toy().observed.labels)
+    options = ["train-encoder", f"arrays:{tmp_path / 'toy.npz'}", "--epochs", "2", "--batch", "32", "--quiet"]
+    options += ["--architecture", RECIPE.architecture, "--device", "cpu", "--out", str(tmp_path / "out"), "--job", "t"]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *options], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "CHAFFINCH_HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    return done, tmp_path / "home", tmp_path / "out"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")

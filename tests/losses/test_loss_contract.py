@@ -147,6 +147,17 @@ def test_finite_at_collapse_and_at_zero(cls, alike, dtype):
         assert tensor.grad is None or torch.isfinite(tensor.grad).all()
 
 
+def test_a_projection_of_length_zero_does_not_drown_the_others(cls):
+    """Its direction is not known, so it gets no pull; a huge one would stay in the optimiser's memory."""
+    batch = batch_of(cls, dtype=torch.float32)
+    batch.z[0] = 0
+    made_from = leaves(batch)
+    loss = made(cls, torch.float32)
+    loss(batch).total.backward()
+    for tensor in [*made_from, *loss.parameters()]:
+        assert tensor.grad is None or tensor.grad.abs().max() < 1e3
+
+
 def test_one_class_only(cls):
     batch = batch_of(cls)
     if batch.y is None:

@@ -31,10 +31,13 @@ def lacking(loss: type[ContrastiveLoss], dataset: NoisyDataset) -> str | None:
     slug, observed = loss.card.slug, dataset.observed
     if observed.images is None:
         return f"{dataset.name} has no pictures to train an encoder on"
-    if "y" in loss.needs and len(observed.classes) < 2:
-        return f"{slug} needs labels of at least two classes; {dataset.name} has {len(observed.classes)}"
+    there = len(np.unique(observed.labels))
+    if loss.needs & {"y", "target"} and there < 2:
+        return f"{slug} needs labels of at least two classes; {dataset.name} has {there}"
     if "group" in loss.needs and _background(dataset) is None:
         return f"{slug} needs samples known to be clean; mark rows with 'trusted' (N,) in the arrays"
+    if "group" in loss.needs and observed.trusted is not None and observed.trusted.all():
+        return f"{slug} compares samples known to be clean with others; in {dataset.name} all are marked as 'trusted'"
     if "target" in loss.needs and class_numbers(observed.classes) is None:
         return (
             f"{slug} needs classes that are numbers (such as '0', '15', '30'), "

@@ -161,9 +161,19 @@ def wide(z: Tensor) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
 
 
+SHORT = 1e-6
+"""A row shorter than this has no direction."""
+
+
 def unit(z: Tensor) -> Tensor:
-    """Rows of length 1 in float32 or wider; a zero row stays zero, and its gradient finite."""
-    return nn.functional.normalize(wide(z), dim=-1)
+    """Rows of length 1 in float32 or wider.
+
+    A row shorter than `SHORT` becomes zero and gets no gradient: one divided by its length would drown all others, and
+    stay in the memory of an adaptive optimiser.
+    """
+    z = wide(z)
+    short = z.detach().norm(dim=-1, keepdim=True) < SHORT
+    return nn.functional.normalize(z.masked_fill(short, 0.0), dim=-1)
 
 
 def cosine_rows(z: Tensor) -> Tensor:

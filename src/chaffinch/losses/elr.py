@@ -76,11 +76,15 @@ class EarlyLearningRegularisation(ContrastiveLoss):
         return mean_of_views(pull - log_own, log_own, regulariser=float(pull.detach().mean()))
 
     def visit(self, p: Tensor, index: Tensor) -> Tensor:
-        """Targets (B, C) of the samples, first updated with their predictions (B, V, C) if in training mode."""
-        t = self.target[index].to(p.dtype)
+        """Targets (B, C) of the samples, first updated with their predictions (B, V, C) if in training mode.
+
+        Those that are not in the dataset (index -1) have none: theirs is 0.
+        """
+        own = index >= 0
+        t = (self.target[index.clamp_min(0)] * own[:, None]).to(p.dtype)
         if self.training:
-            t = self.beta * t + (1 - self.beta) * (p / p.sum(-1, keepdim=True)).mean(1)
-            self.target[index] = t.to(self.target.dtype)
+            t = torch.where(own[:, None], self.beta * t + (1 - self.beta) * (p / p.sum(-1, keepdim=True)).mean(1), t)
+            self.target[index[own]] = t[own].to(self.target.dtype)
         return t
 
 

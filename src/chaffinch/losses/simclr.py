@@ -22,7 +22,7 @@ class NTXent(ContrastiveLoss):
     Source: Chen, Kornblith, Norouzi, Hinton, ICML 2020, arXiv 2002.05709.
 
     Args:
-        temperature: tau > 0; small values look at the nearest negatives only.
+        temperature: tau > 0; small values look at the nearest negatives only. The paper has 0.5 for small pictures.
     """
 
     card = MethodCard(
