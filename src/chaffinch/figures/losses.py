@@ -49,7 +49,7 @@ def history(
     step = next(m * 10**k for k in range(9) for m in (1, 2, 5) if last <= 8 * m * 10**k)
     figure.update_xaxes(title="epoch", range=[1 - 0.02 * last, last * 1.02], zeroline=False, tick0=0, dtick=step)
     figure.update_yaxes(title="mean loss", zeroline=False, nticks=6)
-    return laid_out(figure, 240)
+    return laid_out(figure, 300 if kinds else 240)
 
 
 def parallel(

@@ -29,7 +29,7 @@ from .scatter import Colours, link, scatter_map
 from .shell import begin, chart, plain
 
 PER_PAGE = 24
-HARDEST = 14
+HARDEST = 12
 BY = {"detectors": "the detectors that are on", "verdict": "the verdict"}
 
 
