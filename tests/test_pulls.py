@@ -40,6 +40,9 @@ def test_pulls_of_each_kind():
     np.testing.assert_allclose(found.spread["clean"][1], np.quantile([1, 2, 3], pulls.SHARES))
     assert found.ratio("mislabelled") == 3
     assert found.ratio("ood") == 0.5
+    assert {kind: values.tolist() for kind, values in found.losses.items()} == {
+        "clean": [1, 2], "mislabelled": [4, 6], "ood": [3, 1],
+    }  # fmt: skip
 
 
 def test_whereto_of_the_mislabelled():

@@ -90,7 +90,7 @@ def _means(values: NDArray[np.float16]) -> Array:
     """Means (R,) of each row, NaN left out; NaN where a row has nothing else."""
     there = ~np.isnan(values)
     total = np.where(there, values, 0).sum(axis=1, dtype=np.float64)
-    return np.divide(total, there.sum(axis=1), out=np.full(len(values), np.nan), where=there.any(axis=1))
+    return np.asarray(np.divide(total, there.sum(axis=1), out=np.full(len(values), np.nan), where=there.any(axis=1)))
 
 
 def _quantiles(values: Array, shares: tuple[float, ...]) -> Array:

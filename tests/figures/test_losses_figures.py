@@ -82,3 +82,11 @@ def test_all_are_transparent_and_can_be_sent():
     ):
         assert figure.layout.paper_bgcolor == "rgba(0,0,0,0)"
         pio.from_json(figure.to_json())
+
+
+def test_history_of_each_kind_lies_where_it_was_noted():
+    kinds = {"ood": np.array([5.0, 4.0]), "clean": np.array([3.0, 1.0])}
+    mean, clean, foreign = figures.history([3.0, 2.0, 1.0], SIDES[0], kinds=kinds, noted=[1, 3]).data
+    assert list(mean.y) == [3.0, 2.0, 1.0]
+    assert (clean.name, foreign.name) == ("clean", "foreign")
+    assert (list(clean.x), list(clean.y), list(foreign.y)) == ([1, 3], [3.0, 1.0], [5.0, 4.0])

@@ -43,7 +43,7 @@ class Record:
         """(W,) how hard each sample pulled when that was last noted; NaN where it never was."""
         pulls = self.pulls.astype(np.float64)
         at = len(pulls) - 1 - (~np.isnan(pulls[::-1])).argmax(axis=0)
-        return pulls[at, np.arange(pulls.shape[1])]
+        return np.asarray(pulls[at, np.arange(pulls.shape[1])])
 
     def save(self, path: Path) -> None:
         """Write it as a safetensors file, whole or not at all; cosines to the nearest of 255 steps.

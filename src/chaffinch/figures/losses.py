@@ -40,9 +40,9 @@ def history(
         line={"color": colour, "width": 2}, marker={"size": 5}, showlegend=False,
         hovertemplate="epoch %{x}: %{y:.4f}<extra></extra>",
     )  # fmt: skip
-    for kind in (k for k in KINDS if kinds and k in kinds):
+    for kind, each in ((k, kinds[k]) for k in KINDS if kinds and k in kinds):
         figure.add_scatter(
-            x=list(noted), y=kinds[kind], mode="lines+markers", name=KIND_WORDS[kind], marker={"size": 6},
+            x=list(noted), y=each, mode="lines+markers", name=KIND_WORDS[kind], marker={"size": 6},
             line={"color": KIND_COLOURS[kind], "width": 1.5, "dash": "dot"},
             hovertemplate=f"{KIND_WORDS[kind]}, epoch %{{x}}: %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
