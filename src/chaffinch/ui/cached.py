@@ -122,11 +122,6 @@ def usual_encoder(name: str) -> str:
         return SMALL
 
 
-def encoder_names() -> dict[str, str]:
-    """The encoders at hand and one line on each, from their model cards."""
-    return {name: _line(card) for name, (_, card) in encoder_cards(Workspace()).items()}
-
-
 def _line(card: dict[str, Any]) -> str:
     if "error" in card or card.get("about"):
         return str(card.get("error") or f"{card['about']['name']}: trained on {card['dataset']}")

@@ -38,7 +38,7 @@ def dataset_and_encoder(spec: Spec) -> Spec:
         if name != spec.dataset and usual != cached.usual_encoder(spec.dataset):
             st.session_state.pop("encoder", None)  # pictures of another kind, so the choice begins anew
             chosen = ""
-        names = cached.encoder_names()
+        names = cached.embedding_names()
         own = [] if name.startswith(BUNDLED) else [OWN_FEATURES]
         options = list(dict.fromkeys([*names, *own, chosen or usual]))  # an unknown one is explained, not hidden
         help = "What turns pictures into features; type to search. The page Losses puts two of them side by side."
