@@ -10,11 +10,14 @@ venv: $(READY)
 
 # torch goes first and alone, so that nothing else decides its build. Where the package index offers pip a CPU build of
 # the pinned version, that is taken; elsewhere the default build comes, with CUDA on Linux (several GB, works as well).
+# lightly, which two tests compare with, comes alone: what it asks for (torchvision) does not exist for every build. It
+# may be missing.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("chaffinch needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps lightly
 	touch $(READY)
 
 run: $(READY)
