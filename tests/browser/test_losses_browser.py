@@ -94,6 +94,7 @@ def test_samples_selected_on_one_map_are_marked_on_the_other(visit: Any, built: 
     assert left == right
     assert 0 < len(left) < 240
     assert page.get_by_text(f"{len(left)} samples are selected").is_visible()
+    page.wait_for_function("() => location.search.includes('outline=')")  # the link is written when all is drawn
     first = page.evaluate("() => new URL(location).searchParams.get('outline')")
     assert left == set(np.flatnonzero(inside(studies[0].map("pca"), read_outline(first))).tolist())
     outlines = page.locator(".chf-outline")

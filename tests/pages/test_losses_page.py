@@ -313,6 +313,8 @@ def test_a_sample_is_opened_with_its_neighbours_under_both(open_page, spec):
     plain, opened = open_page(spec), open_page(replace(spec, sample="7"))
     assert galleries(opened) == galleries(plain) + 2
     assert "Its nearest neighbours with two" in words(opened)
+    pull = Study(spec.dataset, "one").pull_ranks[7]
+    assert f"<span>Pull in training</span><b>harder than {pull:.0%} of the pictures</b>" in html(opened, "cf-facts")
     opened.button(key="close-inspector").click().run()
     assert galleries(opened) == galleries(plain)
 

@@ -402,7 +402,7 @@ def _facts(seen: views.Inspection) -> str:
     if seen.true is not None and seen.kind is not None:
         rows[1:1] = [("True label", seen.true), ("True kind", seen.kind)]
     if seen.pull is not None:
-        rows.append(("Pull in training", f"harder than {seen.pull:.0%} of the pictures"))
+        rows.insert(-1, ("Pull in training", f"harder than {seen.pull:.0%} of the pictures"))
     cells = "".join(f"<span>{name}</span><b>{escape(value)}</b>" for name, value in rows)
     return (
         "<style>.cf-facts{display:grid;grid-template-columns:auto 1fr;gap:.1rem .8rem;font-size:.85rem;"
