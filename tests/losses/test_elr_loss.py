@@ -274,3 +274,17 @@ def test_it_memorises_less_than_cross_entropy_on_digits():
     entropy, by_entropy = trained(CrossEntropy())
     assert (right - entropy).min() > 0.1  # 0.15 or more of 9 seeds
     assert (by_entropy - memorised).min() > 0.5  # 0.68 or more
+
+
+def test_samples_that_are_not_in_the_dataset_have_no_memory():
+    """Their index is -1: for them it is cross-entropy, and nobody's target changes."""
+    loss, generator = built(samples=3), torch.Generator().manual_seed(0)
+    loss.target.fill_(0.25)
+    z = torch.randn(3, 1, 4, generator=generator)
+    y = torch.tensor([0, 1, 2])
+    out = loss(Batch(z=z, y=y, index=torch.tensor([0, -1, -1])))
+    assert not torch.equal(loss.target[0], torch.full((4,), 0.25))
+    torch.testing.assert_close(loss.target[1:], torch.full((2, 4), 0.25), rtol=0, atol=0)
+    alone = CrossEntropy()(Batch(z=z, y=y)).per_sample
+    torch.testing.assert_close(out.per_sample[1:], alone[1:])
+    assert out.per_sample[0] != alone[0]
