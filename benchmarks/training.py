@@ -141,7 +141,7 @@ def time_cards(folder: Path, slugs: list[str]) -> Iterator[Row]:
             continue
         recipe = Recipe(
             card.loss, card.loss_parameters, 3, card.batch, card.learning_rate, card.weight_decay, card.seed,
-            architecture=card.architecture, augment=Augment.of(card.augment),
+            architecture=card.architecture, side=max(card.sizes["shape"][1:]), augment=Augment.of(card.augment),
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as scratch:
             deque(train_encoder(open_dataset(card.dataset), recipe, Path(scratch), "timed"), maxlen=0)

@@ -113,7 +113,7 @@ def test_encoders_of_one_recipe_and_one_seed_are_no_further_seed():
 @pytest.mark.parametrize("key", ["augment", "sizes", "weight_decay", "loss_parameters"])
 def test_encoders_of_another_recipe_are_not_averaged(key):
     card = asdict(ModelCard("a", "n", 1, 8, "ce", "d", 0, 1, 2, 0.1, "float32", "CPU", 1.0))
-    cards = {"a": card, "b": card | {"seed": 1}, "c": card | {"seed": 1, key: {"flip": 0.0}}}
+    cards = {"a": card, "b": card | {"seed": 1}, "c": card | {"seed": 2, key: {"flip": 0.0}}}
     found = over_seeds({name: {"uniformity": 0.0} for name in cards}, cards)
     assert [row["encoders"] for row in found.values()] == [["a", "b"], ["c"]]
 
